@@ -1,0 +1,1 @@
+"""Chat: stored replies, chosen by similarity, confidence, diversity and style."""

@@ -1,0 +1,102 @@
+"""Styles: what a reply should look like, and how a stored text is shown."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from prefchat_jax.chat.cleanup import split_sentences
+
+STYLES = ("balanced", "creative", "concise", "analyst")
+
+# What a message says about the style it wants; the first that matches decides.
+_CUES = (
+    (
+        "concise",
+        r"\b(brief(ly)?|short(ly)?|concise(ly)?|tl;?dr|one line|in a word|quick answer"
+        r"|in short|summar\w+)\b",
+    ),
+    (
+        "creative",
+        r"\b(creative(ly)?|imagin\w+|story|brainstorm\w*|metaphors?|analog\w+|poem"
+        r"|inspir\w+|playful\w*)\b",
+    ),
+    (
+        "analyst",
+        r"\b(step[- ]by[- ]step|steps|analy[sz]e|explain|compare|why|trade-?offs?"
+        r"|in detail|debug|reason\w*|pros and cons)\b",
+    ),
+)
+_STEPS = re.compile(
+    r"\b(first|second|third|then|next|finally|because|therefore|since|so that|instead"
+    r"|step)\b|(^|\s)\d[.)]",
+    re.IGNORECASE,
+)
+_COLOUR = re.compile(
+    r"\b(imagine|like|picture|think of|story|as if|perhaps|try|for example|such as"
+    r"|wonder\w*|play\w*|explore\w*)\b|[!?:;]",
+    re.IGNORECASE,
+)
+_CONCISE_WORDS = 28
+_FRAMES = (
+    "Here is a thought:",
+    "One way to see it:",
+    "Try this angle:",
+    "Picture it like this:",
+)
+
+
+def infer_style(message: str) -> str:
+    """The style that a message asks for, or `balanced`."""
+    lowered = message.lower()
+    matches = (style for style, cues in _CUES if re.search(cues, lowered))
+    return next(matches, "balanced")
+
+
+def style_signals(responses: Sequence[str]) -> dict[str, np.ndarray]:
+    """How much each text suits each style, float32 `[n]` in [0, 1] by style."""
+    lengths = np.array([len(text.split()) for text in responses], np.float32)
+    count = lambda pattern: np.array(
+        [len(pattern.findall(text)) for text in responses], np.float32
+    )
+    return {
+        "balanced": np.zeros(len(responses), np.float32),
+        "concise": 1 / (1 + lengths / 20),
+        "analyst": np.minimum(count(_STEPS) / 4, 1),
+        "creative": np.minimum(count(_COLOUR) / 4, 1),
+    }
+
+
+def stylise(text: str, style: str, *, creativity: float, message: str) -> str:
+    """Shows a stored text in a style: shortened, numbered or framed, not rewritten.
+
+    `concise` keeps whole sentences from the front, `analyst` numbers sentences,
+    and `creative` puts a short phrase in front from creativity 0.3 on (which one
+    depends on the message alone).
+    """
+    if style == "concise":
+        return _shorten(text)
+    if style == "analyst":
+        return _number(text)
+    if style == "creative" and creativity >= 0.3:
+        digest = hashlib.blake2b(message.encode("utf-8", "replace"), digest_size=1)
+        return f"{_FRAMES[digest.digest()[0] % len(_FRAMES)]} {text}"
+    return text
+
+
+def _shorten(text: str) -> str:
+    kept, words = [], 0
+    for sentence in split_sentences(text):
+        words += len(sentence.split())
+        if kept and words > _CONCISE_WORDS:
+            break
+        kept.append(sentence)
+    return " ".join(kept)
+
+
+def _number(text: str) -> str:
+    sentences = split_sentences(text)
+    if len(sentences) < 2 or re.match(r"\s*1[.)]", text):
+        return text
+    return " ".join(f"{i}) {sentence}" for i, sentence in enumerate(sentences, 1))

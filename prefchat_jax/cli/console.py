@@ -1,0 +1,79 @@
+"""Output: progress bars in a terminal, plain lines elsewhere."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+Metrics = dict[str, float]
+
+
+class TrainingProgress:
+    """Shows loss, accuracy, rate and time left while a model trains."""
+
+    def __init__(self, console: Console, *, quiet: bool = False):
+        self._console = console
+        self._quiet = quiet
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=None, figures="")
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def notice(self, text: str) -> None:
+        """A line that the user should know."""
+        if not self._quiet:
+            self._console.print(f"note: {text}", highlight=False, soft_wrap=True)
+
+    def chunk(self, done: int, total: int, metrics: Metrics) -> None:
+        """Some micro-batches are through."""
+        figures = f"loss {metrics['loss']:.3f} accuracy {metrics['accuracy']:.3f}"
+        self._bar.update(self._task, completed=done, total=total, figures=figures)
+
+    def epoch(self, metrics: Metrics) -> None:
+        """An epoch was validated: one line for it."""
+        if self._quiet:
+            return
+        shown = [f"epoch {metrics['epoch']:>2}", f"loss {metrics['loss']:.3f}"]
+        if "eval_accuracy" in metrics:
+            shown.append(f"val loss {metrics['eval_loss']:.3f}")
+            shown.append(f"val accuracy {metrics['eval_accuracy']:.3f}")
+        if "rewards/accuracies" in metrics:
+            shown.append(f"rewards/accuracies {metrics['rewards/accuracies']:.3f}")
+        shown.append(f"{metrics['examples_per_second']:,.0f} examples/s")
+        self._console.print("  ".join(shown), highlight=False, soft_wrap=True)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made

@@ -1,0 +1,38 @@
+"""`prefchat finetune`."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from prefchat_jax.cli import flags
+from prefchat_jax.cli.console import TrainingProgress
+from prefchat_jax.cli.device import select_device
+from prefchat_jax.training.config import FinetuneConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains and says where the run is and what to do with it."""
+    config = flags.parse(FinetuneConfig, "finetune", argv)
+    select_device(config.device)
+    from prefchat_jax.finetune import finetune
+
+    console = Console()
+    with TrainingProgress(console) as progress:
+        result = finetune(config, progress)
+    best = result.fit.history[result.fit.best_epoch - 1]
+    corpus = result.corpus
+    lines = [
+        f"{len(corpus.train_rows)} training and {len(corpus.val_rows)} validation "
+        f"rows, {len(corpus.labelled.buckets.labels)} buckets",
+        f"best epoch {result.fit.best_epoch} of {len(result.fit.history)}"
+        + (
+            f": validation loss {best['eval_loss']:.4f}, accuracy "
+            f"{best['eval_accuracy']:.4f}"
+            if "eval_accuracy" in best
+            else ""
+        ),
+        f"{result.seconds:.1f} s, saved in {config.output}",
+        f"next: prefchat chat --weights {config.output}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

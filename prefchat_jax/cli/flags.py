@@ -1,0 +1,95 @@
+"""Flags: a frozen dataclass from the command line and an optional YAML file."""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import tyro
+
+from prefchat_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
+    """Builds `config`; flags override what `--config FILE.yaml` says.
+
+    Raises:
+      UserError: an unknown flag, a wrong value, or a bad file.
+      SystemExit: after `--help`.
+    """
+    from_file, argv = _config_flags(config, list(argv))
+    help_wanted = any(arg in ("-h", "--help") for arg in argv)
+    errors = io.StringIO()
+    capture = (
+        contextlib.nullcontext() if help_wanted else contextlib.redirect_stderr(errors)
+    )
+    try:
+        with capture:
+            return tyro.cli(
+                config,
+                prog=f"prefchat {command}",
+                description=config.__doc__,
+                args=[*from_file, *argv],
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_first_paragraph(errors.getvalue(), command)) from None
+
+
+def _first_paragraph(box: str, command: str) -> str:
+    """The message of tyro's error box, without its frame."""
+    lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()]
+    lines = lines[1:] if lines and lines[0].startswith("─") else lines
+    message = []
+    for line in lines:
+        if line.startswith("──"):
+            break
+        message.append(line)
+    text = " ".join(filter(None, message)).rstrip(".")
+    return f"{text}. See `prefchat {command} --help`."
+
+
+def _config_flags(config: type, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config FILE` out of `argv` and turns the file into flags."""
+    for i, arg in enumerate(argv):
+        name, _, value = arg.partition("=")
+        if name == "--config":
+            rest = argv[i + 1 :]
+            if not value and not rest:
+                raise UserError("--config needs a YAML file.")
+            path = value or rest.pop(0)
+            return _read_flags(config, pathlib.Path(path)), argv[:i] + rest
+    return [], argv
+
+
+def _read_flags(config: type, path: pathlib.Path) -> list[str]:
+    try:
+        values = msgspec.yaml.decode(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}. Check the path.") from error
+    except msgspec.DecodeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {reason}.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config holds `flag: value` lines.")
+    known = {field.name for field in dataclasses.fields(config)}
+    flags = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UserError(f"{path}: no flag {key!r}: see the command's --help.")
+        flags += _flag(name, value)
+    return flags
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no_{name}"]
+    return [] if value is None else [f"--{name}", str(value)]

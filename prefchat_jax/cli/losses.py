@@ -1,0 +1,24 @@
+"""`prefchat losses`: what --pref_objective and --pref_group_estimator mean."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from prefchat_jax.cli.console import table
+from prefchat_jax.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the tables of names."""
+    if argv and argv[0] not in ("-h", "--help"):
+        raise UserError(f"`prefchat losses` takes no {argv[0]!r}.")
+    from prefchat_jax.training.objective import GROUP_EQUATIONS, LINKS
+
+    console = Console(width=None)
+    rows = [[name, *row] for name, row in LINKS.items()]
+    rows.append(["module:function", "your own, of margins [..., K]", "", "--pref_beta"])
+    columns = ["--pref_objective", "loss of one margin", "paper", "hyper-parameter"]
+    console.print(table("Objectives: d = gold logit - negative logit", columns, rows))
+    rows = [[name, equation] for name, equation in GROUP_EQUATIONS.items()]
+    columns = ["--pref_group_estimator", "loss over K negatives"]
+    console.print(table("Groups: l = loss of one margin", columns, rows))

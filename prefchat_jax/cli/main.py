@@ -1,0 +1,68 @@
+"""`prefchat`: finds the command, runs it, and turns user errors into one line.
+
+Nothing heavy is imported before a command needs it.
+"""
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from prefchat_jax import __version__
+from prefchat_jax.errors import UserError
+
+# Command: what it does. Each lives in the module of its name.
+COMMANDS = {
+    "demo": "train on the shipped corpus, show figures, open a chat",
+    "finetune": "train on your JSONL corpus and write a run directory",
+    "chat": "talk to a run",
+    "evaluate": "accuracy, macro-F1, replies and refusals on a JSONL file",
+    "index": "add stored replies to a run, without training",
+    "losses": "the preference losses: name, equation, paper",
+    "env": "versions and devices, for a bug report",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())  # noqa: T201
+        return 0
+    if argv[0] == "--version":
+        print(__version__)  # noqa: T201
+        return 0
+    try:
+        return _run(argv[0], argv[1:])
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return 0
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}.")
+    except KeyboardInterrupt:
+        return _fail("interrupted.", code=130)
+
+
+def _run(command: str, argv: list[str]) -> int:
+    if command not in COMMANDS:
+        raise UserError(f"no command {command!r}: use {', '.join(COMMANDS)}.")
+    module = importlib.import_module(f"prefchat_jax.cli.{command}")
+    return module.main(argv) or 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    one_line = " ".join(message.split())
+    print(f"prefchat: error: {one_line}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: prefchat COMMAND [FLAGS]\n\n"
+        "Train a small model that picks the right stored reply, and chat with it.\n\n"
+        f"{commands}\n\n"
+        "`prefchat COMMAND --help` lists the flags of a command."
+    )

@@ -1,0 +1,1 @@
+"""Many JSONL files to examples, buckets, a split, and a training order."""

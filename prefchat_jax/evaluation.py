@@ -1,0 +1,181 @@
+"""Evaluation: accuracy, macro-F1, replies, refusals, and retrieval ranks."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prefchat_jax.chat.config import ChatSettings
+from prefchat_jax.chat.session import Chat, load_model
+from prefchat_jax.datasets.labels import Buckets
+from prefchat_jax.datasets.records import read_records
+from prefchat_jax.text.dialogue import Example
+from prefchat_jax.training.run_directory import RunDirectory
+from prefchat_jax.training.steps import predict
+
+
+class Outcome(NamedTuple):
+    """How a system answered questions, each a share in [0, 1].
+
+    Attributes:
+      right: in-scope questions that got their own answer.
+      macro_f1: of the answers over in-scope questions.
+      wrong: in-scope questions that got another answer.
+      refused: out-of-scope questions that were refused; NaN without any.
+    """
+
+    right: float
+    macro_f1: float
+    wrong: float
+    refused: float
+
+
+def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Mean F1 of the classes that occur in `labels`; -1 predicts none.
+
+    Args:
+      predicted: integer `[n]`.
+      labels: integer `[n]`.
+    """
+    scores = []
+    for label in np.unique(labels):
+        hits = np.sum((predicted == label) & (labels == label))
+        total = np.sum(predicted == label) + np.sum(labels == label)
+        scores.append(2 * hits / total)
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def outcome(
+    predicted: np.ndarray, labels: np.ndarray, refused_outside: np.ndarray
+) -> Outcome:
+    """Scores answers; a refused in-scope question is predicted as -1.
+
+    Args:
+      predicted: integer `[n]` answers to in-scope questions, -1 for a refusal.
+      labels: integer `[n]` right answers.
+      refused_outside: bool `[m]` whether each out-of-scope question was refused.
+    """
+    return Outcome(
+        right=float(np.mean(predicted == labels)) if len(labels) else float("nan"),
+        macro_f1=macro_f1(predicted, labels),
+        wrong=float(np.mean((predicted != labels) & (predicted != -1)))
+        if len(labels)
+        else float("nan"),
+        refused=float(np.mean(refused_outside))
+        if len(refused_outside)
+        else float("nan"),
+    )
+
+
+def paired_bootstrap(
+    ours: np.ndarray, theirs: np.ndarray, *, seed: int = 0, draws: int = 10_000
+) -> tuple[float, float]:
+    """95 % interval of `mean(ours - theirs)` over resampled rows.
+
+    Args:
+      ours: `[n]` scores by row, such as 0/1 correctness (seeds averaged).
+      theirs: `[n]` scores of the other system on the same rows.
+      seed: of the resampling.
+      draws: number of resamples.
+    """
+    differences = np.asarray(ours, np.float64) - theirs
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(len(differences), size=(draws, len(differences)))
+    low, high = np.percentile(differences[rows].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+class Ranks(NamedTuple):
+    """How high the right response ranks: recall at 1 and mean reciprocal rank."""
+
+    recall_at_1: float
+    mrr: float
+
+
+def rank_metrics(scores: np.ndarray, right: np.ndarray) -> Ranks:
+    """Ranks the right candidate of each row; ties count against it.
+
+    Args:
+      scores: `[n, candidates]`.
+      right: integer `[n]` place of the right candidate.
+    """
+    own = np.take_along_axis(scores, right[:, None], axis=1)
+    ranks = np.sum(scores >= own, axis=1)
+    return Ranks(float(np.mean(ranks == 1)), float(np.mean(1 / ranks)))
+
+
+def evaluate_run(
+    run: str | os.PathLike,
+    paths: Sequence[str | os.PathLike],
+    settings: ChatSettings = ChatSettings(),
+) -> dict[str, float | int]:
+    """Scores a run on JSONL rows that it never saw.
+
+    Args:
+      run: run directory.
+      paths: JSONL files; out-of-scope rows count as refused or not.
+      settings: how the chat searches and when it abstains.
+
+    Returns:
+      `rows`, and where rows have labels `accuracy`, `macro_f1` and
+      `cross_entropy` of the buckets; where they have replies `right`, `wrong`
+      and the times of a reply; where some are out of scope `refused`.
+
+    Raises:
+      UserError: a file or the run cannot be read, or a label is unknown.
+    """
+    directory = RunDirectory.open(run)
+    records = read_records(paths)
+    figures: dict[str, float | int] = {"rows": len(records.examples)}
+    config = directory.config()
+    if config["labels_given"] and records.examples:
+        figures |= _bucket_figures(directory, records.examples)
+    answered = [example for example in records.examples if example.response]
+    chat = Chat.load(run, settings=settings)
+    if len(chat) and answered:
+        figures |= _reply_figures(chat, answered)
+    if len(chat) and records.out_of_scope:
+        replies = chat.reply_batch([row.question for row in records.out_of_scope])
+        figures["out_of_scope_rows"] = len(replies)
+        figures["refused"] = float(np.mean([reply.abstained for reply in replies]))
+    return figures
+
+
+def _bucket_figures(run: RunDirectory, examples: Sequence[Example]) -> dict[str, float]:
+    labels = tuple(bucket["label"] for bucket in run.read_json("labels.json"))
+    numbers = Buckets(labels, given=True).numbers(examples)
+    model, params = load_model(run)
+    bags = run.featurizer()([example.context for example in examples])
+    logits = predict(model, params, *bags).astype(np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    predicted = logits.argmax(axis=1)
+    gold = np.take_along_axis(log_probs, numbers[:, None], axis=1)
+    return {
+        "accuracy": float(np.mean(predicted == numbers)),
+        "macro_f1": macro_f1(predicted, numbers),
+        "cross_entropy": -float(gold.mean()),
+    }
+
+
+def _reply_figures(chat: Chat, examples: Sequence[Example]) -> dict[str, float]:
+    """Each reply on its own, as in a conversation, after one to warm up."""
+    ask = lambda example: chat.reply(
+        example.question, history=example.context[:-1], style="balanced", creativity=0.0
+    )
+    ask(examples[0])
+    replies = [ask(example) for example in examples]
+    right = [
+        not reply.abstained and reply.candidates[0].response == example.response
+        for reply, example in zip(replies, examples, strict=True)
+    ]
+    abstained = np.array([reply.abstained for reply in replies])
+    times = [reply.milliseconds for reply in replies]
+    return {
+        "right": float(np.mean(right)),
+        "wrong": float(np.mean(~abstained & ~np.array(right))),
+        "abstained": float(np.mean(abstained)),
+        "p50_ms": float(np.percentile(times, 50)),
+        "p99_ms": float(np.percentile(times, 99)),
+    }

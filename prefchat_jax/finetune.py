@@ -1,0 +1,341 @@
+"""Finetune: a corpus to a run directory that chat can load."""
+
+import dataclasses
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import prefchat_jax
+from prefchat_jax.chat.session import Chat, load_model
+from prefchat_jax.datasets.labels import Labelled, assign_buckets
+from prefchat_jax.datasets.records import Records, corpus_paths, read_records
+from prefchat_jax.datasets.sampling import EpochPlan
+from prefchat_jax.datasets.split import split_rows
+from prefchat_jax.errors import UserError
+from prefchat_jax.indexing import build_store
+from prefchat_jax.models.classifier import ModelConfig, Params, init_params
+from prefchat_jax.text.dialogue import Example
+from prefchat_jax.text.features import HASH_VERSION, FeatureConfig, Featurizer
+from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.loop import Data, Fit, LoopConfig, Progress, fit
+from prefchat_jax.training.objective import GROUPS, Objective, resolve_link
+from prefchat_jax.training.optimizers import OptimizerConfig
+from prefchat_jax.training.run_directory import (
+    FORMAT,
+    RunDirectory,
+    write_json,
+)
+from prefchat_jax.training.steps import Recipe
+
+# Share of right validation replies that the default threshold lets through.
+_ANSWERED = 0.95
+
+
+class Corpus(NamedTuple):
+    """Featurised training and validation rows, and what they came from."""
+
+    train: Data
+    val: Data
+    train_rows: list[Example]
+    val_rows: list[Example]
+    labelled: Labelled
+    featurizer: Featurizer
+    fingerprint: str
+
+
+class Result(NamedTuple):
+    """What `finetune` leaves besides the run directory."""
+
+    run: RunDirectory
+    fit: Fit
+    seconds: float
+    corpus: Corpus
+
+
+class Silent:
+    """Progress that shows nothing."""
+
+    def notice(self, text: str) -> None:
+        """A line that the user should know."""
+
+    def chunk(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        """Some micro-batches are through."""
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """An epoch was validated."""
+
+
+def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
+    """Trains a bucket classifier and writes its run directory.
+
+    Raises:
+      UserError: bad data or settings; nothing half-written is left.
+    """
+    start = time.perf_counter()
+    run = _open_run(config)
+    corpus = load_corpus(config, progress)
+    recipe, loop = make_recipe(config, corpus, progress)
+    plan = make_plan(config, corpus)
+    if config.resume:
+        _check_same_run(run, config, corpus)
+    else:
+        _write_description(run, config, corpus, recipe)
+    params = _initial_params(config, recipe.model)
+    result = fit(run, recipe, loop, params, corpus.train, corpus.val, plan, progress)
+    finish_run(run, result.best_epoch, corpus, progress)
+    if config.meta:
+        write_json(config.meta, _metadata(run, result))
+    return Result(run, result, time.perf_counter() - start, corpus)
+
+
+def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
+    """Reads, labels, splits and featurises the rows of a run."""
+    records = read_records(corpus_paths(config.data, config.data_manifest))
+    _tell(records, progress)
+    features = FeatureConfig()
+    labelled = assign_buckets(
+        records.examples,
+        num_buckets=config.num_buckets,
+        seed=config.seed,
+        features=features,
+    )
+    for notice in labelled.notices:
+        progress.notice(notice)
+    examples = labelled.examples
+    train, val = split_rows(
+        examples,
+        labelled.numbers,
+        fraction=config.val_split,
+        mode=config.split_mode,
+        seed=config.seed,
+    )
+    contexts = [example.context for example in examples]
+    featurizer = Featurizer.fit([contexts[i] for i in train], features)
+    bags = featurizer.trimmed(contexts)
+    part = lambda rows: Data(bags.ids[rows], bags.weights[rows], labelled.numbers[rows])
+    return Corpus(
+        part(train),
+        part(val),
+        [examples[i] for i in train],
+        [examples[i] for i in val],
+        labelled,
+        featurizer,
+        records.fingerprint,
+    )
+
+
+def make_recipe(
+    config: FinetuneConfig, corpus: Corpus, progress: Progress
+) -> tuple[Recipe, LoopConfig]:
+    """Turns flags into what compiles and what loops."""
+    num_buckets = len(corpus.labelled.buckets.labels)
+    steps = config.epochs * make_plan(config, corpus).optimizer_steps
+    recipe = Recipe(
+        model=ModelConfig(
+            num_buckets=num_buckets,
+            feature_bits=corpus.featurizer.config.bits,
+            branch_widths=config.branch_widths(),
+        ),
+        objective=_objective(config, num_buckets, progress),
+        optimizer=OptimizerConfig(
+            num_steps=steps,
+            warmup_steps=_warmup_steps(config, steps, progress),
+            lr=config.lr,
+            schedule=config.lr_schedule,
+            weight_decay=config.weight_decay,
+            clip_norm=config.grad_clip_norm,
+            accumulate=config.grad_accum_steps,
+            ema_decay=config.ema_decay,
+            head_only=bool(config.weights) and not config.train_all,
+        ),
+    )
+    loop = LoopConfig(
+        epochs=config.epochs,
+        patience=config.early_stop_patience,
+        ramp_epochs=config.pref_warmup_epochs,
+        use_ema=config.ema_decay > 0 and not config.disable_ema_eval,
+        seed=config.seed,
+    )
+    return recipe, loop
+
+
+def make_plan(config: FinetuneConfig, corpus: Corpus) -> EpochPlan:
+    """The order in which a run reads its rows."""
+    return EpochPlan(
+        corpus.train.labels,
+        batch_size=_batch_size(config, len(corpus.train.labels)),
+        accumulate=config.grad_accum_steps,
+        balanced=config.balanced_sampler,
+        seed=config.seed,
+    )
+
+
+def finish_run(
+    run: RunDirectory, best_epoch: int, corpus: Corpus, progress: Progress
+) -> None:
+    """Binds the store and the abstention threshold to the best checkpoint."""
+    config = run.config() | {"best_epoch": best_epoch, "min_confidence": 0.0}
+    run.write_json("config.json", config)
+    _, params = load_model(run)
+    pairs = zip(corpus.train_rows, corpus.train.labels, strict=True)
+    rows = [(example, int(bucket)) for example, bucket in pairs if example.response]
+    build_store(run.store, corpus.featurizer, params, rows)
+    chat = Chat.load(run.path)
+    threshold = measure_threshold(chat, corpus, run)
+    run.write_json("config.json", config | {"min_confidence": threshold})
+
+
+def measure_threshold(chat: Chat, corpus: Corpus, run: RunDirectory) -> float:
+    """The confidence that 95 % of the right validation replies reach.
+
+    Without validation rows, or without stored replies, the chat never abstains.
+    """
+    rows = [row for row in corpus.val_rows if row.response]
+    if not rows:
+        return 0.0
+    replies = chat.reply_batch(
+        [row.question for row in rows],
+        histories=[row.context[:-1] for row in rows],
+        style="balanced",
+        creativity=0.0,
+    )
+    right = [
+        reply.confidence
+        for reply, row in zip(replies, rows, strict=True)
+        if reply.candidates and reply.candidates[0].response == row.response
+    ]
+    return float(np.quantile(right, 1 - _ANSWERED)) if right else 0.0
+
+
+def _open_run(config: FinetuneConfig) -> RunDirectory:
+    if config.resume:
+        return RunDirectory.open(config.output)
+    return RunDirectory.create(config.output)
+
+
+def _tell(records: Records, progress: Progress) -> None:
+    if notice := records.notice():
+        progress.notice(notice)
+    if records.out_of_scope:
+        progress.notice(
+            f"{len(records.out_of_scope)} out-of-scope rows left out: they evaluate, "
+            "they do not train"
+        )
+    if not records.examples:
+        raise UserError("All rows are out of scope: there is nothing to train on.")
+
+
+def _batch_size(config: FinetuneConfig, rows: int) -> int:
+    """As asked, or such that also a small corpus has 16 steps in an epoch."""
+    if config.batch_size is not None:
+        return min(config.batch_size, rows)
+    return min(256, max(16, 1 << (rows // 16).bit_length() - 1)) if rows > 32 else rows
+
+
+def _objective(
+    config: FinetuneConfig, num_buckets: int, progress: Progress
+) -> Objective:
+    group_size = min(config.pref_group_size, num_buckets - 1)
+    if group_size < config.pref_group_size and config.pref_weight > 0:
+        progress.notice(
+            f"--pref_group_size {config.pref_group_size} cut to {group_size}: there "
+            f"are {num_buckets} buckets"
+        )
+    default_beta = 1.0 if config.pref_objective == "repo_relu" else 2.0
+    return Objective(
+        label_smoothing=config.label_smoothing,
+        weight=config.pref_weight,
+        link=resolve_link(config.pref_objective, config.pref_margin or 0.2),
+        group=GROUPS[config.pref_group_estimator],
+        beta=config.pref_beta or default_beta,
+        num_negatives=group_size,
+        hard_ratio=config.hard_negative_ratio,
+        confidence=config.adaptive_pref_weighting,
+    )
+
+
+def _warmup_steps(config: FinetuneConfig, steps: int, progress: Progress) -> int:
+    if config.warmup_steps is None:
+        return steps // 20
+    if config.warmup_steps < steps:
+        return config.warmup_steps
+    cut = steps // 10
+    progress.notice(
+        f"--warmup_steps {config.warmup_steps} cut to {cut}: the run has {steps} steps"
+    )
+    return cut
+
+
+def _initial_params(config: FinetuneConfig, model: ModelConfig) -> Params:
+    if not config.weights:
+        return init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
+    source = RunDirectory.open(config.weights)
+    shape, params = load_model(source)
+    if shape != model:
+        changes = [
+            f"{name} {getattr(shape, name)} there, {value} here"
+            for name, value in dataclasses.asdict(model).items()
+            if getattr(shape, name) != value
+        ]
+        raise UserError(
+            f"--weights {config.weights} has another shape: {'; '.join(changes)}."
+        )
+    return params
+
+
+def _write_description(
+    run: RunDirectory, config: FinetuneConfig, corpus: Corpus, recipe: Recipe
+) -> None:
+    buckets = corpus.labelled.buckets
+    names = _names(corpus)
+    run.write_json(
+        "labels.json",
+        [{"label": label, "name": names[i]} for i, label in enumerate(buckets.labels)],
+    )
+    run.write_features(corpus.featurizer)
+    run.write_json(
+        "config.json",
+        {
+            "format": FORMAT,
+            "version": prefchat_jax.__version__,
+            "hash_version": HASH_VERSION,
+            "finetune": dataclasses.asdict(config),
+            "model": dataclasses.asdict(recipe.model),
+            "features": dataclasses.asdict(corpus.featurizer.config),
+            "labels_given": buckets.given,
+            "data_fingerprint": corpus.fingerprint,
+            "train_rows": len(corpus.train_rows),
+            "val_rows": len(corpus.val_rows),
+        },
+    )
+
+
+def _names(corpus: Corpus) -> list[str]:
+    """A readable name for each bucket: the intent of its rows, or its label."""
+    examples = corpus.labelled.examples
+    intents = {str(e.label): e.intent for e in examples if e.intent}
+    labels = map(str, corpus.labelled.buckets.labels)
+    return [intents.get(label, label) for label in labels]
+
+
+def _check_same_run(run: RunDirectory, config: FinetuneConfig, corpus: Corpus) -> None:
+    """A resumed run must repeat the settings and the data it started with."""
+    written = run.config()
+    ignored = {"resume", "output", "device", "meta", "early_stop_patience"}
+    for name, value in dataclasses.asdict(config).items():
+        if name not in ignored and written["finetune"][name] != value:
+            raise UserError(
+                f"--resume: --{name} was {written['finetune'][name]!r} and is "
+                f"{value!r}: repeat the first command."
+            )
+    if written["data_fingerprint"] != corpus.fingerprint:
+        raise UserError("--resume: the data has changed since the run started.")
+
+
+def _metadata(run: RunDirectory, result: Fit) -> dict:
+    return run.config() | {
+        "labels": run.read_json("labels.json"),
+        "history": result.history,
+    }

@@ -1,0 +1,1 @@
+"""Flax modules, and the plain functions that hide them from everything else."""

@@ -1,0 +1,1 @@
+"""Text to arrays: dialogue turns and hashed n-gram features. NumPy only."""

@@ -1,0 +1,259 @@
+"""Vectorised hashed n-grams: a batch of texts to ids and weights.
+
+Words (1-grams and 2-grams) and character n-grams are hashed into `2**bits` ids
+with 32-bit integer arithmetic over one byte buffer, so that no Python runs per
+token and every platform gives the same ids. Weights are tf-idf with unit norm
+(feature hashing: Weinberger et al., https://arxiv.org/abs/0902.2206).
+"""
+
+import dataclasses
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prefchat_jax.text.dialogue import Context, Turn, TurnWeights, weighted_turns
+
+HASH_VERSION = 1  # Raise it when the same text would get other ids.
+
+_BLOCK = 512  # Contexts hashed at once: keeps the buffers inside the cache.
+_SEPARATOR = "\0"
+_PRIME = np.uint32(0x9E3779B1)
+_MIX = np.uint32(0x85EBCA6B)
+_WORD_SALT = np.uint32(0x27D4EB2F)
+_PAIR_SALT = np.uint32(0x165667B1)
+
+
+class Bags(NamedTuple):
+    """Bags of hashed features, padded to a common length.
+
+    Attributes:
+      ids: int32 `[n, max_features]`; padding has id 0.
+      weights: float32 `[n, max_features]`, largest first; padding weighs 0.
+        A row has unit Euclidean norm before its lightest features are cut; it
+        is all zero for an empty text.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """What is hashed, and into how many ids.
+
+    Words live in the upper half of the ids and character n-grams in the lower.
+    Each half is normalised on its own, since a text has many more character
+    n-grams than words; `word_share` is the words' part of the squared norm.
+    """
+
+    bits: int = 15
+    char_ngrams: tuple[int, ...] = (3, 4)
+    word_share: float = 0.5
+    max_features: int = 192
+    turns: TurnWeights = dataclasses.field(default_factory=TurnWeights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Featurizer:
+    """Turns contexts into `Bags`. Training and chat share this one function.
+
+    Attributes:
+      config: what is hashed.
+      idf: float32 `[2**bits]` inverse document frequencies.
+    """
+
+    config: FeatureConfig
+    idf: np.ndarray
+
+    @classmethod
+    def fit(cls, contexts: Sequence[Context], config: FeatureConfig) -> "Featurizer":
+        """Learns the document frequencies of the last turns of `contexts`."""
+        counts = np.zeros(2**config.bits, np.int64)
+        for block in _blocks(contexts):
+            texts = [context[-1].content for context in block]
+            _, ids, _ = _term_frequencies(texts, config)
+            counts += np.bincount(ids, minlength=len(counts))
+        idf = np.log((len(contexts) + 1) / (counts + 1)) + 1
+        return cls(config, idf.astype(np.float32))
+
+    def __call__(self, contexts: Sequence[Context]) -> Bags:
+        """Featurises `contexts` (each a sequence of turns, oldest first)."""
+        if not len(contexts):
+            shape = (0, self.config.max_features)
+            return Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+        blocks = [self._block(block) for block in _blocks(contexts)]
+        return Bags(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+    def texts(self, texts: Iterable[str]) -> Bags:
+        """Featurises single texts, such as responses or stored questions."""
+        return self([(Turn("user", text),) for text in texts])
+
+    def trimmed(self, contexts: Sequence[Context], quantile: float = 0.98) -> Bags:
+        """Featurises many contexts, no wider than most of them need.
+
+        The longest few lose their lightest features; the columns that training
+        gathers shrink to what the given share of the contexts uses.
+        """
+        bags = self(contexts)
+        lengths = np.sum(bags.weights > 0, axis=1)
+        width = max(int(np.quantile(lengths, quantile)), 1) if len(lengths) else 1
+        return Bags(bags.ids[:, :width], bags.weights[:, :width])
+
+    def _block(self, contexts: Sequence[Context]) -> Bags:
+        weighted = [weighted_turns(c, self.config.turns) for c in contexts]
+        texts = [text for turns in weighted for text, _ in turns]
+        turn_weights = np.array([w for turns in weighted for _, w in turns])
+        docs = np.repeat(np.arange(len(contexts)), [len(turns) for turns in weighted])
+        turn, ids, tf = _term_frequencies(texts, self.config)
+        doc, ids, tf = _sum_by_key(
+            docs[turn], ids, tf * turn_weights[turn], self.config
+        )
+        weights = tf * self.idf[ids]
+        is_word = ids >> (self.config.bits - 1)
+        half = 2 * doc + is_word
+        norms = np.sqrt(np.bincount(half, weights * weights))
+        shares = np.sqrt([1 - self.config.word_share, self.config.word_share])
+        weights *= shares[is_word] / norms[half]
+        return _pad(doc, ids, weights, len(contexts), self.config)
+
+
+def cosine(query: Bags, keys: Bags, bits: int) -> np.ndarray:
+    """Cosine similarities, float32 `[queries, keys]`, of unit-norm bags."""
+    out = np.empty((len(query.ids), len(keys.ids)), np.float32)
+    dense = np.zeros(2**bits, np.float32)
+    for row, (ids, weights) in enumerate(zip(query.ids, query.weights, strict=True)):
+        dense[:] = 0
+        np.add.at(dense, ids, weights)
+        out[row] = np.einsum("kl,kl->k", dense[keys.ids], keys.weights)
+    return out
+
+
+def _blocks(contexts: Sequence[Context]) -> Iterable[Sequence[Context]]:
+    return (contexts[i : i + _BLOCK] for i in range(0, len(contexts), _BLOCK))
+
+
+def _term_frequencies(
+    texts: Sequence[str], config: FeatureConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct (text, id) pairs and their sublinear term frequencies."""
+    text, ids = _hash_ngrams(_byte_buffer(texts), config)
+    text, ids, counts = _sum_by_key(text, ids, None, config)
+    return text, ids, 1 + np.log(counts)
+
+
+def _sum_by_key(
+    rows: np.ndarray, ids: np.ndarray, values: np.ndarray | None, config: FeatureConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums `values` (or counts) over equal (row, id) pairs; sorted by row, id."""
+    keys = (rows.astype(np.int64) << config.bits) | ids
+    if values is None:
+        unique, sums = np.unique(keys, return_counts=True)
+    else:
+        unique, inverse = np.unique(keys, return_inverse=True)
+        sums = np.bincount(inverse, values)
+    return unique >> config.bits, unique & (2**config.bits - 1), sums
+
+
+def _pad(
+    docs: np.ndarray,
+    ids: np.ndarray,
+    weights: np.ndarray,
+    num_docs: int,
+    config: FeatureConfig,
+) -> Bags:
+    """Lays sorted triplets out as rows, heaviest features first."""
+    order = np.lexsort((ids, -weights, docs))
+    docs, ids, weights = docs[order], ids[order], weights[order]
+    rank = np.arange(len(docs)) - np.searchsorted(docs, docs)
+    kept = rank < config.max_features
+    shape = (num_docs, config.max_features)
+    bags = Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+    bags.ids[docs[kept], rank[kept]] = ids[kept]
+    bags.weights[docs[kept], rank[kept]] = weights[kept]
+    return bags
+
+
+def _byte_buffer(texts: Sequence[str]) -> np.ndarray:
+    """Lower-cased UTF-8 bytes of all texts, each ended by a zero byte.
+
+    Spaces around each text let character n-grams see where it begins and ends.
+    """
+    between = f" {_SEPARATOR} "
+    joined = between.join(texts)
+    if joined.count(_SEPARATOR) != len(texts) - 1:
+        joined = between.join(text.replace(_SEPARATOR, " ") for text in texts)
+    if not joined.isascii():
+        joined = unicodedata.normalize("NFC", joined)
+    joined = f" {joined.lower()} {_SEPARATOR}"
+    return np.frombuffer(joined.encode("utf-8", "replace"), np.uint8)
+
+
+def _hash_ngrams(
+    buffer: np.ndarray, config: FeatureConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """All n-grams of the buffer as (text index, id) pairs, one per occurrence."""
+    ends = buffer == 0
+    text_of_byte = np.cumsum(ends, dtype=np.int32) - ends
+    shift = np.uint32(33 - config.bits)
+    upper = 2 ** (config.bits - 1)
+    pairs = [
+        (texts, (hashes >> shift).astype(np.int64) + offset)
+        for offset, family in (
+            (0, _char_ngrams(buffer, ends, text_of_byte, config.char_ngrams)),
+            (upper, _word_ngrams(buffer, text_of_byte)),
+        )
+        for texts, hashes in family
+    ]
+    texts, ids = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return texts, ids
+
+
+def _char_ngrams(buffer, ends, text_of_byte, lengths):
+    """Rolling polynomial hashes of every byte window that stays in its text."""
+    codes = buffer.astype(np.uint32) + np.uint32(1)
+    rolling, crosses = codes * _PRIME, ends
+    for length in range(2, max(lengths, default=0) + 1):
+        rolling = rolling[:-1] * _PRIME + codes[length - 1 :]
+        crosses = crosses[:-1] | ends[length - 1 :]
+        if length in lengths:
+            inside = np.flatnonzero(~crosses)
+            yield text_of_byte[inside], _finish(rolling[inside])
+
+
+def _word_ngrams(buffer, text_of_byte):
+    """Hashes of words, punctuation marks, and neighbouring pairs of them."""
+    is_word = _IS_WORD[buffer]
+    is_mark = ~is_word & (buffer > 32)
+    is_start = is_mark | (is_word & ~np.concatenate(([False], is_word[:-1])))
+    starts = np.flatnonzero(is_start)
+    if not len(starts):
+        return
+    token_of_byte = np.maximum(np.cumsum(is_start) - 1, 0)
+    offset = (np.arange(len(buffer)) - starts[token_of_byte]).astype(np.uint32)
+    codes = _finish((buffer.astype(np.uint32) + np.uint32(1)) * _PRIME + offset * _MIX)
+    codes[~(is_word | is_mark)] = 0
+    words = _finish(np.add.reduceat(codes, starts, dtype=np.uint32) ^ _WORD_SALT)
+    texts = text_of_byte[starts]
+    yield texts, words
+    same = texts[1:] == texts[:-1]
+    pairs = _finish((words[:-1] * _PRIME + words[1:]) ^ _PAIR_SALT)
+    yield texts[1:][same], pairs[same]
+
+
+def _finish(hashes: np.ndarray) -> np.ndarray:
+    """Spreads the entropy of 32-bit hashes to their high bits."""
+    hashes = (hashes ^ (hashes >> np.uint32(15))) * _MIX
+    hashes = (hashes ^ (hashes >> np.uint32(13))) * _PRIME
+    return hashes ^ (hashes >> np.uint32(16))
+
+
+def _word_bytes() -> np.ndarray:
+    table = np.zeros(256, bool)
+    table[list(b"abcdefghijklmnopqrstuvwxyz0123456789_'")] = True
+    table[128:] = True  # Every byte of a non-ASCII character.
+    return table
+
+
+_IS_WORD = _word_bytes()

@@ -1,0 +1,1 @@
+"""Training: objective, optimizer, compiled steps, loop, checkpoints."""

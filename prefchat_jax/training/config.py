@@ -1,0 +1,167 @@
+"""Settings of a training run: one flat dataclass, one field a flag. No JAX."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from prefchat_jax.errors import UserError
+
+ModelSize = Literal["base", "large", "xlarge", "xxlarge"]
+
+# Hidden units of the adapter branches of each size.
+BRANCH_WIDTHS: dict[str, tuple[int, ...]] = {
+    "base": (),
+    "large": (512,),
+    "xlarge": (768, 1536),
+    "xxlarge": (1024, 2048, 3072),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Train a bucket classifier and write a run directory that chat can load."""
+
+    data: str | None = None
+    """JSONL corpus, plain or .gz."""
+    data_manifest: str | None = None
+    """JSON list of corpus files, instead of --data or beside it."""
+    output: str
+    """Run directory to write."""
+    meta: str | None = None
+    """Also write the run's metadata to this JSON file."""
+    weights: str | None = None
+    """Start from the checkpoint of this run, of the same shape."""
+    train_all: bool = False
+    """With --weights: train everything, not only the head and the final norm."""
+    resume: bool = False
+    """Go on with the run in --output after its last checkpoint."""
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """Where to train; auto takes what JAX finds first."""
+    seed: int = 0
+    """Of the parameters, the split, the order of rows, dropout and negatives."""
+
+    num_buckets: int = 10
+    """Clusters of replies, where no row has a label."""
+    split_mode: Literal["stratified", "random"] = "stratified"
+    """Draw validation rows from each class, or from all rows."""
+    val_split: float = 0.05
+    """Share of the rows to validate on; 0 validates on none."""
+    balanced_sampler: bool = False
+    """Draw rows with replacement, all classes equally often."""
+
+    model_size: ModelSize = "base"
+    """0, 1, 2 or 3 adapter branches on the head."""
+    expansion_dim: int | None = None
+    """Hidden units of the first branch [large 512, xlarge 768, xxlarge 1024]."""
+    extra_expansion_dim: int | None = None
+    """Hidden units of the second branch [xlarge 1536, xxlarge 2048]."""
+    third_expansion_dim: int | None = None
+    """Hidden units of the third branch [xxlarge 3072]."""
+
+    pref_objective: str = "sigmoid"
+    """Preference loss: sigmoid, repo_relu, or module:function of your own."""
+    pref_weight: float = 0.2
+    """Weight of the preference loss; 0 is cross-entropy alone."""
+    pref_beta: float | None = None
+    """Reward scale of the margins [2.0]; repo_relu has none."""
+    pref_margin: float | None = None
+    """Target margin of repo_relu [0.2]; the others have none."""
+    pref_group_size: int = 4
+    """Negatives of one example, at most the number of buckets - 1."""
+    pref_group_estimator: Literal["pairwise_mean", "epo"] = "pairwise_mean"
+    """How the negatives of one example make one loss."""
+    hard_negative_ratio: float = 0.6
+    """Share of negatives with the highest wrong logits; the rest is uniform."""
+    adaptive_pref_weighting: bool = False
+    """Weight the preference loss by the model's confidence in the gold bucket."""
+    pref_warmup_epochs: float = 1.0
+    """Epochs over which the preference weight grows from 0."""
+
+    epochs: int = 20
+    """Passes over the training rows."""
+    batch_size: int | None = None
+    """Rows of a micro-batch [256; less for a corpus of under 4,096 rows]."""
+    grad_accum_steps: int = 1
+    """Micro-batches of one optimizer step."""
+    lr: float = 6e-3
+    """Peak learning rate."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: down to 0, or constant."""
+    warmup_steps: int | None = None
+    """Optimizer steps of linear warm-up [5 % of the run]."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay of the kernels."""
+    grad_clip_norm: float = 1.0
+    """Largest global gradient norm; 0 clips nothing."""
+    label_smoothing: float = 0.05
+    """Share of the target that cross-entropy spreads over all buckets."""
+    ema_decay: float = 0.0
+    """Decay of the weight average; 0 keeps none."""
+    disable_ema_eval: bool = False
+    """With --ema_decay: validate and save the raw weights, not the average."""
+    early_stop_patience: int = 0
+    """Epochs without a lower validation loss before training stops; 0 never."""
+    max_candidates_per_bucket: int = 64
+    """Stored replies of each bucket that chat pools, the most frequent first."""
+
+    def __post_init__(self):
+        _check_range(self, 0, 1, "label_smoothing", "hard_negative_ratio")
+        _check_range(self, 0, 0.99999, "ema_decay", "val_split")
+        _check_range(
+            self,
+            0,
+            math.inf,
+            "pref_weight",
+            "pref_warmup_epochs",
+            "weight_decay",
+            "grad_clip_norm",
+            "early_stop_patience",
+            "warmup_steps",
+            "seed",
+        )
+        at_least_one = ("epochs", "batch_size", "grad_accum_steps", "pref_group_size")
+        _check_range(self, 1, math.inf, *at_least_one, "max_candidates_per_bucket")
+        _check_range(self, 2, math.inf, "num_buckets")
+        _check_range(self, 1e-12, math.inf, "lr", "pref_beta", "pref_margin")
+        self._check_objective()
+        self.branch_widths()
+        if self.disable_ema_eval and self.ema_decay == 0:
+            raise UserError("--disable_ema_eval needs --ema_decay above 0.")
+
+    def branch_widths(self) -> tuple[int, ...]:
+        """Hidden units of the branches: the size's own, or as the flags say."""
+        widths = BRANCH_WIDTHS[self.model_size]
+        given = {
+            "expansion_dim": self.expansion_dim,
+            "extra_expansion_dim": self.extra_expansion_dim,
+            "third_expansion_dim": self.third_expansion_dim,
+        }
+        for (name, value), branch in zip(given.items(), range(3), strict=True):
+            if value is not None and branch >= len(widths):
+                raise UserError(
+                    f"--{name} {value}: --model_size {self.model_size} has "
+                    f"{len(widths)} branches."
+                )
+        _check_range(self, 1, math.inf, *given)
+        values = list(given.values())
+        return tuple(values[i] or width for i, width in enumerate(widths))
+
+    def _check_objective(self) -> None:
+        if self.pref_objective == "repo_relu" and self.pref_beta is not None:
+            raise UserError(
+                "--pref_beta: repo_relu has no beta, set --pref_margin instead."
+            )
+        if self.pref_objective != "repo_relu" and self.pref_margin is not None:
+            raise UserError(
+                f"--pref_margin: {self.pref_objective} has no margin, set --pref_beta."
+            )
+
+
+def _check_range(config: object, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            bound = (
+                f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+            )
+            raise UserError(f"--{name} {value:g}: must be {bound}.")

@@ -1,0 +1,220 @@
+"""The loop: epochs, validation, the best checkpoint, early stopping, resuming."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+
+from prefchat_jax.datasets.sampling import EpochPlan, Plan
+from prefchat_jax.errors import UserError
+from prefchat_jax.models.classifier import Params
+from prefchat_jax.training.checkpoints import Checkpoints
+from prefchat_jax.training.run_directory import RunDirectory, write_aside
+from prefchat_jax.training.steps import (
+    Recipe,
+    Rows,
+    TrainState,
+    eval_params,
+    init_state,
+    predict,
+    run_steps,
+)
+
+CHUNK = 64  # Micro-batches in one dispatch; progress is shown after each.
+
+Metrics = dict[str, float]
+
+
+class Progress(Protocol):
+    """Is told how training goes."""
+
+    def notice(self, text: str) -> None:
+        """A line that the user should know."""
+
+    def chunk(self, done: int, total: int, metrics: Metrics) -> None:
+        """`done` micro-batches of the run are through; metrics of the last ones."""
+
+    def epoch(self, metrics: Metrics) -> None:
+        """An epoch was validated."""
+
+
+class Data(NamedTuple):
+    """Featurised rows as NumPy: bags `[n, features]` and labels `[n]`."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long to train, and when to stop."""
+
+    epochs: int
+    patience: int  # Epochs without a better validation loss; 0 never stops.
+    ramp_epochs: float  # Warm-up of the preference weight.
+    use_ema: bool
+    seed: int
+
+
+class Fit(NamedTuple):
+    """What training found: the history by epoch, and the best one."""
+
+    history: list[Metrics]
+    best_epoch: int
+
+
+def fit(
+    run: RunDirectory,
+    recipe: Recipe,
+    config: LoopConfig,
+    params: Params,
+    train: Data,
+    val: Data,
+    plan: EpochPlan,
+    progress: Progress,
+) -> Fit:
+    """Trains to the end, or goes on after the last checkpoint of `run`.
+
+    Without validation rows the last epoch counts as the best.
+
+    Raises:
+      UserError: a loss term is not finite.
+    """
+    rows = Rows(*map(jnp.asarray, train))
+    run_chunk = partial(
+        run_steps,
+        recipe,
+        rows=rows,
+        key=jax.random.key(config.seed),
+        ramp_steps=np.float32(config.ramp_epochs * plan.micro_batches),
+    )
+    state = init_state(recipe, params)
+    with Checkpoints(run.checkpoints) as checkpoints:
+        history: list[Metrics] = []
+        if checkpoints.last_epoch:
+            state = checkpoints.load_state(state)
+            history = _read_history(run, checkpoints.last_epoch)
+        log = _Log(run, history)
+
+        def on_chunk(done: int, metrics: Metrics) -> None:
+            log.write({"step": done, "epoch": len(history) + 1} | metrics)
+            progress.chunk(done, config.epochs * plan.micro_batches, metrics)
+
+        while not _is_over(history, config):
+            epoch = len(history) + 1
+            state, row = _train_epoch(run_chunk, state, plan, epoch, on_chunk)
+            params = eval_params(recipe, state, use_ema=config.use_ema)
+            # Without validation rows every epoch beats the one before.
+            row |= _validate(recipe, params, val) or {"eval_loss": -float(epoch)}
+            history.append(row)
+            checkpoints.offer(
+                epoch,
+                params,
+                state,
+                is_best=best_epoch(history) == epoch,
+                is_last=_is_over(history, config),
+            )
+            log.write({"summary": True} | row)
+            progress.epoch(row)
+    return Fit(history, best_epoch(history))
+
+
+def best_epoch(history: list[Metrics]) -> int:
+    """The first epoch with the lowest validation loss, counted from 1."""
+    return 1 + min(range(len(history)), key=lambda i: history[i]["eval_loss"])
+
+
+def _is_over(history: list[Metrics], config: LoopConfig) -> bool:
+    """Whether all epochs are through, or too many brought nothing better."""
+    if len(history) >= config.epochs:
+        return True
+    stale = len(history) - best_epoch(history) if history else 0
+    return stale >= config.patience > 0
+
+
+def _train_epoch(
+    run_chunk: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    plan: EpochPlan,
+    epoch: int,
+    on_chunk: Callable[[int, Metrics], None],
+) -> tuple[TrainState, Metrics]:
+    """Runs one epoch in chunks; returns the state and the mean metrics."""
+    start = time.perf_counter()
+    done = (epoch - 1) * plan.micro_batches
+    sums: Metrics = {}
+    for chunk in _chunks(plan.epoch(epoch)):
+        state, metrics = run_chunk(state=state, plan=chunk)
+        metrics = _checked(jax.device_get(metrics), done)
+        done += len(chunk.window)
+        # An empty micro-batch, at the end of an accumulation window, counts 0.
+        rows = np.sum(chunk.rows >= 0, axis=1)
+        totals = {name: float(rows @ values) for name, values in metrics.items()}
+        sums = {name: sums.get(name, 0.0) + totals[name] for name in totals}
+        count = int(rows.sum())
+        on_chunk(done, {name: total / count for name, total in totals.items()})
+    means = {name: total / len(plan.labels) for name, total in sums.items()}
+    rate = len(plan.labels) / (time.perf_counter() - start)
+    return state, {"epoch": epoch, **means, "examples_per_second": rate}
+
+
+def _chunks(plan: Plan) -> Iterator[Plan]:
+    for start in range(0, len(plan.window), CHUNK):
+        yield Plan(*(part[start : start + CHUNK] for part in plan))
+
+
+def _validate(recipe: Recipe, params: Params, val: Data) -> Metrics:
+    """Unsmoothed cross-entropy and accuracy; nothing without rows."""
+    if not len(val.ids):
+        return {}
+    logits = predict(recipe.model, params, val.ids, val.weights)
+    # In NumPy: eager JAX would compile each of these small operations.
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    gold = np.take_along_axis(log_probs, val.labels[:, None], axis=-1)
+    accuracy = np.mean(np.argmax(logits, axis=-1) == val.labels)
+    return {"eval_loss": -float(gold.mean()), "eval_accuracy": float(accuracy)}
+
+
+def _checked(metrics: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:
+    """Stops at the first value that is not finite, and names its loss term."""
+    # The parts come before their sum: the message should name the culprit.
+    for name in sorted(metrics, key=lambda n: (n == "grad_norm", n == "loss", n)):
+        bad = np.flatnonzero(~np.isfinite(metrics[name]))
+        if len(bad):
+            raise UserError(
+                f"{name} is {metrics[name][bad[0]]} at step {done + bad[0] + 1}: lower "
+                "--lr, set --grad_clip_norm 1.0, or check your own objective. The "
+                "last good epoch is kept."
+            )
+    return metrics
+
+
+class _Log:
+    """Appends to metrics.jsonl, which starts with the rows that are kept."""
+
+    def __init__(self, run: RunDirectory, kept: list[Metrics]):
+        with write_aside(run.metrics) as aside:
+            lines = [msgspec.json.encode({"summary": True} | row) for row in kept]
+            aside.write_bytes(b"".join(line + b"\n" for line in lines))
+        self._path = run.metrics
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(row) + b"\n")
+
+
+def _read_history(run: RunDirectory, last_epoch: int) -> list[Metrics]:
+    """The epoch rows up to the last checkpoint; later ones were never saved."""
+    lines = run.metrics.read_bytes().splitlines()
+    rows = [
+        row for line in lines if (row := msgspec.json.decode(line)).pop("summary", 0)
+    ]
+    return [row for row in rows if row["epoch"] <= last_epoch]

@@ -1,0 +1,108 @@
+"""The optimizer: warm-up cosine AdamW, clipped, accumulated, averaged."""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+from prefchat_jax.models.classifier import Params
+
+Labels = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Hyper-parameters of `make_optimizer`; steps are optimizer steps.
+
+    `num_steps` includes the warm-up. `ema_decay` 0 keeps no average.
+    `head_only` trains the head and the final norm and freezes all else.
+    """
+
+    num_steps: int
+    warmup_steps: int
+    lr: float
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    head_only: bool = False
+
+
+class ParamsEmaState(NamedTuple):
+    """The state of `optax.ema`, fed with parameters."""
+
+    ema: Any
+
+
+def make_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Learning rate by optimizer step; the first step already moves."""
+    start = config.lr / max(config.warmup_steps, 1)
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            start, config.lr, config.warmup_steps, config.num_steps
+        )
+    return optax.warmup_constant_schedule(start, config.lr, config.warmup_steps)
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Builds the whole chain; accumulation wraps it, so EMA counts real steps."""
+    parts: list[optax.GradientTransformation] = [
+        optax.adamw(
+            make_schedule(config),
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map_with_path(_decays, params),
+        )
+    ]
+    if config.clip_norm > 0:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.head_only:
+        trained = optax.chain(*parts)
+        frozen = optax.set_to_zero()
+        parts = [
+            optax.partition({True: trained, False: frozen}, trainable_in_head_only)
+        ]
+    if config.ema_decay > 0:
+        parts.append(average_params(config.ema_decay))
+    tx = optax.chain(*parts)
+    if config.accumulate > 1:
+        tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
+    return tx
+
+
+def average_params(decay: float) -> optax.GradientTransformation:
+    """Feeds the updated parameters to `optax.ema`; chain it last."""
+    ema = optax.ema(decay, debias=True)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return ParamsEmaState(ema.init(params))
+
+    def update(updates, state, params=None):
+        _, averaged = ema.update(optax.apply_updates(params, updates), state.ema)
+        return updates, ParamsEmaState(averaged)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged_params(config: OptimizerConfig, opt_state: optax.OptState) -> Params:
+    """Reads the bias-corrected average out of an optimizer state.
+
+    Before the first step there is nothing to average, and the result is NaN.
+    """
+    is_ema = lambda node: isinstance(node, ParamsEmaState)
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_ema)
+    (state,) = (node.ema for node in nodes if is_ema(node))
+    return optax.tree.bias_correction(state.ema, config.ema_decay, state.count)
+
+
+def trainable_in_head_only(params: Params) -> Labels:
+    """True for the head and the final norm, by parameter path."""
+    return jax.tree.map_with_path(
+        lambda path, _: path[0].key == "head" or path[1].key == "norm", params
+    )
+
+
+def _decays(path: tuple, _: jax.Array) -> bool:
+    """Weight decay is for kernels: not for biases, norms, scales, or the table."""
+    return path[-1].key == "kernel"

@@ -1,0 +1,162 @@
+"""Compiled training: many micro-batches in one `lax.scan` dispatch."""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prefchat_jax.datasets.sampling import Plan
+from prefchat_jax.models.classifier import ModelConfig, Params, bucket_logits
+from prefchat_jax.training.objective import Objective, example_losses
+from prefchat_jax.training.optimizers import (
+    OptimizerConfig,
+    averaged_params,
+    make_optimizer,
+    make_schedule,
+    trainable_in_head_only,
+)
+
+EVAL_BATCH = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that is fixed when a run compiles. Hashable."""
+
+    model: ModelConfig
+    objective: Objective
+    optimizer: OptimizerConfig
+
+
+class Rows(NamedTuple):
+    """Training rows on the device: bags `[n, features]` and labels `[n]`."""
+
+    ids: jax.Array
+    weights: jax.Array
+    labels: jax.Array
+
+
+class TrainState(NamedTuple):
+    """All that a resumed run needs: arrays only, donated by every call."""
+
+    params: Params
+    opt_state: optax.OptState
+    micro_step: jax.Array
+
+
+def init_state(recipe: Recipe, params: Params) -> TrainState:
+    """Starts from a copy of `params`: the steps donate their state."""
+    params = jax.tree.map(jnp.copy, params)
+    opt_state = make_optimizer(recipe.optimizer).init(params)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def run_steps(
+    recipe: Recipe,
+    state: TrainState,
+    rows: Rows,
+    plan: Plan,
+    key: jax.Array,
+    ramp_steps: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Runs the micro-batches of `plan` in order.
+
+    Args:
+      recipe: model, objective and optimizer.
+      state: where to go on; donated.
+      rows: all training rows.
+      plan: the micro-batches.
+      key: the key of the whole run; each micro-batch folds its number in.
+      ramp_steps: micro-batches over which the preference weight warms up.
+
+    Returns:
+      The new state, and metrics `[m]` for every micro-batch.
+    """
+    tx = make_optimizer(recipe.optimizer)
+
+    def loss_fn(params, batch, where, window, key, ramp):
+        dropout_key, negatives_key = jax.random.split(key)
+        if recipe.optimizer.head_only:
+            params = _stop_frozen(params)
+        logits = bucket_logits(
+            recipe.model, params, batch.ids, batch.weights, key=dropout_key
+        )
+        losses, metrics = example_losses(
+            recipe.objective, negatives_key, logits, batch.labels, ramp=ramp
+        )
+        # MultiSteps means over the window's micro-batches: with this scale the
+        # window's gradient is the mean over its rows, also in a short window.
+        scale = recipe.optimizer.accumulate / window
+        loss = scale * jnp.sum(losses, where=where)
+        count = jnp.maximum(jnp.sum(where), 1)
+        metrics = {"loss": losses} | metrics
+        means = jax.tree.map(lambda m: jnp.sum(m, where=where) / count, metrics)
+        return loss, means
+
+    def step(state, micro_batch):
+        numbers, window = micro_batch
+        batch = jax.tree.map(lambda x: x[numbers], rows)
+        ramp = jnp.minimum(1.0, (state.micro_step + 1) / jnp.maximum(ramp_steps, 1e-6))
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(
+            state.params,
+            batch,
+            numbers >= 0,
+            window,
+            jax.random.fold_in(key, state.micro_step),
+            ramp,
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        real_step = state.micro_step // recipe.optimizer.accumulate
+        metrics["learning_rate"] = make_schedule(recipe.optimizer)(real_step)
+        return TrainState(params, opt_state, state.micro_step + 1), metrics
+
+    return jax.lax.scan(step, state, plan)
+
+
+def eval_params(recipe: Recipe, state: TrainState, *, use_ema: bool) -> Params:
+    """The parameters that are validated and saved: averaged, or as they are."""
+    if not use_ema:
+        return state.params
+    return averaged_params(recipe.optimizer, state.opt_state)
+
+
+def predict(
+    config: ModelConfig, params: Params, ids: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Logits `[n, C]` as NumPy, in batches of at most `EVAL_BATCH` rows."""
+    starts = range(0, len(ids), EVAL_BATCH)
+    parts = [
+        _logits(config, params, *_padded(ids, weights, start, len(ids)))
+        for start in starts
+    ]
+    if not parts:
+        return np.zeros((0, config.num_buckets), np.float32)
+    return np.concatenate(parts)[: len(ids)]
+
+
+def _padded(ids, weights, start, total):
+    """One batch, padded to a power of two so that few shapes are compiled."""
+    rows = slice(start, start + EVAL_BATCH)
+    missing = min(EVAL_BATCH, 1 << (total - 1).bit_length()) - len(ids[rows])
+    pad = lambda x: np.pad(x[rows], ((0, max(missing, 0)), (0, 0)))
+    return pad(ids), pad(weights)
+
+
+@partial(jax.jit, static_argnames="config")
+def _logits(config, params, ids, weights):
+    return bucket_logits(config, params, ids, weights)
+
+
+def _stop_frozen(params: Params) -> Params:
+    return jax.tree.map(
+        lambda x, trains: x if trains else jax.lax.stop_gradient(x),
+        params,
+        trainable_in_head_only(params),
+    )
