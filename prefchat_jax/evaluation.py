@@ -32,11 +32,11 @@ class Outcome(NamedTuple):
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Mean F1 of the classes that occur in `labels`; -1 predicts none.
+    """Mean F1 over the classes that occur in `labels`.
 
     Args:
-      predicted: integer `[n]`.
-      labels: integer `[n]`.
+      predicted: `[n]` predicted classes; one that is no label predicts none.
+      labels: `[n]` right classes.
     """
     scores = []
     for label in np.unique(labels):
@@ -47,25 +47,42 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def outcome(
-    predicted: np.ndarray, labels: np.ndarray, refused_outside: np.ndarray
+    answers: Sequence[str], right_answers: Sequence[str], refused_outside: np.ndarray
 ) -> Outcome:
-    """Scores answers; a refused in-scope question is predicted as -1.
+    """Scores answers; an empty one is a refusal.
 
     Args:
-      predicted: integer `[n]` answers to in-scope questions, -1 for a refusal.
-      labels: integer `[n]` right answers.
+      answers: answers to `n` in-scope questions.
+      right_answers: what they should have been.
       refused_outside: bool `[m]` whether each out-of-scope question was refused.
     """
+    given, wanted = np.array(answers), np.array(right_answers)
     return Outcome(
-        right=float(np.mean(predicted == labels)) if len(labels) else float("nan"),
-        macro_f1=macro_f1(predicted, labels),
-        wrong=float(np.mean((predicted != labels) & (predicted != -1)))
-        if len(labels)
-        else float("nan"),
-        refused=float(np.mean(refused_outside))
-        if len(refused_outside)
-        else float("nan"),
+        right=float(np.mean(given == wanted)),
+        macro_f1=macro_f1(given, wanted),
+        wrong=float(np.mean((given != wanted) & (given != ""))),
+        refused=float(np.mean(refused_outside)),
     )
+
+
+def answer_threshold(confidence: np.ndarray, is_right: np.ndarray) -> float:
+    """The confidence from which on an answer is more often right than wrong.
+
+    A right answer gains one, a wrong one loses one, and a refusal costs
+    nothing: the threshold has the largest sum over validation rows. It never
+    abstains (0) if there are no right answers to measure it on.
+
+    Args:
+      confidence: `[n]` of the answers to validation rows.
+      is_right: bool `[n]`.
+    """
+    if not np.any(is_right):
+        return 0.0
+    order = np.argsort(-confidence, kind="stable")
+    gain = np.cumsum(np.where(is_right[order], 1, -1))
+    # The last maximum lets most answers through.
+    last = len(gain) - 1 - np.argmax(gain[::-1])
+    return float(confidence[order[last]])
 
 
 def paired_bootstrap(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,9 +12,11 @@ import prefchat_jax
 from prefchat_jax.chat.session import Chat, load_model
 from prefchat_jax.datasets.labels import Labelled, assign_buckets
 from prefchat_jax.datasets.records import Records, corpus_paths, read_records
+from prefchat_jax.datasets.responses import response_rows
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.datasets.split import split_rows
 from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation import answer_threshold
 from prefchat_jax.indexing import build_store
 from prefchat_jax.models.classifier import ModelConfig, Params, init_params
 from prefchat_jax.text.dialogue import Example
@@ -29,8 +32,8 @@ from prefchat_jax.training.run_directory import (
 )
 from prefchat_jax.training.steps import Recipe
 
-# Share of right validation replies that the default threshold lets through.
-_ANSWERED = 0.95
+_BUCKET_WEIGHTS = (1.0, 0.5, 0.25, 0.1, 2.0, 4.0)  # Ties go to the first.
+_MEASURED = 200  # Validation rows that are asked.
 
 
 class Corpus(NamedTuple):
@@ -111,15 +114,20 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         mode=config.split_mode,
         seed=config.seed,
     )
-    contexts = [example.context for example in examples]
-    featurizer = Featurizer.fit([contexts[i] for i in train], features)
-    bags = featurizer.trimmed(contexts)
-    part = lambda rows: Data(bags.ids[rows], bags.weights[rows], labelled.numbers[rows])
+    train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
+    contexts = [row.context for row in train_rows]
+    featurizer = Featurizer.fit(contexts, features)
+    labels = labelled.numbers[train]
+    if config.learn_from_responses:
+        more, more_labels = response_rows(
+            train_rows, labels, limit=len(train_rows), seed=config.seed
+        )
+        contexts, labels = contexts + more, np.concatenate([labels, more_labels])
     return Corpus(
-        part(train),
-        part(val),
-        [examples[i] for i in train],
-        [examples[i] for i in val],
+        Data(*featurizer.trimmed(contexts), labels),
+        Data(*featurizer([row.context for row in val_rows]), labelled.numbers[val]),
+        train_rows,
+        val_rows,
         labelled,
         featurizer,
         records.fingerprint,
@@ -176,25 +184,46 @@ def finish_run(
     run: RunDirectory, best_epoch: int, corpus: Corpus, progress: Progress
 ) -> None:
     """Binds the store and the abstention threshold to the best checkpoint."""
-    config = run.config() | {"best_epoch": best_epoch, "min_confidence": 0.0}
+    config = run.config() | {
+        "best_epoch": best_epoch,
+        "min_confidence": 0.0,
+        "bucket_weight": 1.0,
+    }
     run.write_json("config.json", config)
     _, params = load_model(run)
-    pairs = zip(corpus.train_rows, corpus.train.labels, strict=True)
+    labels = corpus.train.labels[: len(corpus.train_rows)]
+    pairs = zip(corpus.train_rows, labels, strict=True)
     rows = [(example, int(bucket)) for example, bucket in pairs if example.response]
     build_store(run.store, corpus.featurizer, params, rows)
-    chat = Chat.load(run.path)
-    threshold = measure_threshold(chat, corpus, run)
-    run.write_json("config.json", config | {"min_confidence": threshold})
+    run.write_json("config.json", config | measure_chat(Chat.load(run.path), corpus))
 
 
-def measure_threshold(chat: Chat, corpus: Corpus, run: RunDirectory) -> float:
-    """The confidence that 95 % of the right validation replies reach.
+def measure_chat(chat: Chat, corpus: Corpus) -> dict[str, float]:
+    """Measures on validation rows how chat should rank and when it should abstain.
 
-    Without validation rows, or without stored replies, the chat never abstains.
+    The bucket's weight is the one that ranks most right replies first (a
+    classifier with few rows deserves less trust than one with many); from the
+    threshold on, replies are more often right than wrong.
+
+    Returns:
+      What changes in config.json: nothing without validation rows that have
+      replies.
     """
-    rows = [row for row in corpus.val_rows if row.response]
+    rows = [row for row in corpus.val_rows if row.response][:_MEASURED]
     if not rows:
-        return 0.0
+        return {}
+    best: tuple[float, float] = (-1.0, 0.0)
+    for weight in _BUCKET_WEIGHTS:
+        chat.bucket_weight = weight
+        is_right, confidence = _ask(chat, rows)
+        if is_right.mean() > best[0]:
+            best = (is_right.mean(), weight)
+            threshold = answer_threshold(confidence, is_right)
+    return {"bucket_weight": best[1], "min_confidence": threshold}
+
+
+def _ask(chat: Chat, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each reply is right, and how confident it is."""
     replies = chat.reply_batch(
         [row.question for row in rows],
         histories=[row.context[:-1] for row in rows],
@@ -202,11 +231,10 @@ def measure_threshold(chat: Chat, corpus: Corpus, run: RunDirectory) -> float:
         creativity=0.0,
     )
     right = [
-        reply.confidence
+        bool(reply.candidates) and reply.candidates[0].response == row.response
         for reply, row in zip(replies, rows, strict=True)
-        if reply.candidates and reply.candidates[0].response == row.response
     ]
-    return float(np.quantile(right, 1 - _ANSWERED)) if right else 0.0
+    return np.array(right), np.array([reply.confidence for reply in replies])
 
 
 def _open_run(config: FinetuneConfig) -> RunDirectory:

@@ -13,18 +13,20 @@ import numpy as np
 from prefchat_jax.chat.cleanup import clean
 from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.chat.ranking import (
+    RELEVANCE,
     Terms,
     best_by_response,
     draw,
     fuse_buckets,
+    lexical_scores,
     score_terms,
 )
 from prefchat_jax.chat.store import NO_BUCKET, Entries, ResponseStore
-from prefchat_jax.chat.styles import STYLES, infer_style, stylise
+from prefchat_jax.chat.styles import STYLES, infer_style, strip_cues, stylise
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import ModelConfig, Params
 from prefchat_jax.text.dialogue import Context, Turn, as_context
-from prefchat_jax.text.features import Bags, Featurizer, cosine
+from prefchat_jax.text.features import Bags, Featurizer
 from prefchat_jax.training.checkpoints import load_params
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import predict
@@ -59,8 +61,7 @@ class Reply:
     Attributes:
       text: what to show: stored text in the chosen style, or the abstention.
       bucket: the label of the chosen candidate; None if it has none.
-      confidence: in [0, 1]: mean of the bucket's probability and of the
-        similarity of the nearest stored question in it.
+      confidence: the relevance of the chosen candidate, in [0, 1].
       abstained: whether the confidence was below the threshold.
       style: the style that was used.
       candidates: the best stored answers, best first.
@@ -96,6 +97,8 @@ class Chat:
         names: Sequence[str],
         store: ResponseStore,
         settings: ChatSettings,
+        *,
+        bucket_weight: float,
     ):
         self._featurizer = featurizer
         self._model = model
@@ -103,6 +106,7 @@ class Chat:
         self._names = names
         self._store = store
         self._settings = settings
+        self.bucket_weight = bucket_weight
         self._pool = store.pool(settings.max_candidates_per_bucket or 64)
         self._places = {int(i): place for place, i in enumerate(self._pool.ids)}
 
@@ -148,6 +152,7 @@ class Chat:
             names,
             store,
             dataclasses.replace(settings, **unset),
+            bucket_weight=config["bucket_weight"],
         )
 
     def reply(
@@ -197,7 +202,7 @@ class Chat:
         _check_arguments(style, creativity, temperature)
         start = time.perf_counter()
         contexts = [
-            as_context(message, history)
+            as_context(strip_cues(message), history)
             for message, history in zip(
                 messages, histories or [()] * len(messages), strict=True
             )
@@ -209,7 +214,7 @@ class Chat:
         for i, context in enumerate(contexts):
             start = time.perf_counter()
             query = Bags(bags.ids[i : i + 1], bags.weights[i : i + 1])
-            chosen = infer_style(context[-1].content) if style == "auto" else style
+            chosen = infer_style(messages[i]) if style == "auto" else style
             reply = self._choose(
                 context, query, probs[i], chosen, creativity, temperature, seed
             )
@@ -248,15 +253,19 @@ class Chat:
         seed: int,
     ) -> Reply:
         bucket_scores = fuse_buckets(probs, self._settings.top_labels)
-        entries = self._candidates(context, bucket_scores)
+        said = " ".join(turn.content for turn in context[-3:] if turn.role == "user")
+        found = self._store.search(said, self._settings.db_top_k)
+        entries = self._candidates(found, bucket_scores)
         if not len(entries.ids):
             return Reply(_NOTHING_STORED, None, 0.0, True, style, [], 0.0)
         terms = score_terms(
             entries,
             query,
+            lexical_scores(entries, found, len(self._store)),
             bucket_scores,
             self._recent(context),
             bits=self._featurizer.config.bits,
+            bucket_weight=self.bucket_weight,
             style=style,
             creativity=creativity,
         )
@@ -265,7 +274,7 @@ class Chat:
         pick = draw(scores[order], temperature=temperature, seed=seed)
         order = np.concatenate(([order[pick]], np.delete(order, pick)))[:_SHOWN]
         candidates = [self._candidate(entries, terms, scores, i) for i in order]
-        confidence = self._confidence(entries, query, probs, order[0])
+        confidence = sum(candidates[0].terms[name] for name in RELEVANCE)
         text = candidates[0].response
         abstained = confidence < (self._settings.min_confidence or 0.0)
         if abstained:
@@ -278,11 +287,11 @@ class Chat:
         bucket = candidates[0].bucket
         return Reply(text, bucket, confidence, abstained, style, candidates, 0.0)
 
-    def _candidates(self, context: Context, bucket_scores: np.ndarray) -> Entries:
+    def _candidates(
+        self, found: dict[int, float], bucket_scores: np.ndarray
+    ) -> Entries:
         """The pooled entries and those that the text search adds."""
-        said = " ".join(turn.content for turn in context[-3:] if turn.role == "user")
-        found = self._store.search(said, self._settings.db_top_k)
-        missing = [i for i in found if int(i) not in self._places]
+        missing = [i for i in found if i not in self._places]
         entries = self._pool
         if missing:
             entries = Entries.concatenate([entries, self._store.get(missing)])
@@ -306,20 +315,6 @@ class Chat:
     def _recent(self, context: Context) -> Bags:
         shown = [turn.content for turn in context if turn.role == "assistant"]
         return self._featurizer.texts(shown[-_RECENT:])
-
-    def _confidence(
-        self, entries: Entries, query: Bags, probs: np.ndarray, place: int
-    ) -> float:
-        """Mean of the bucket's probability and the likeness of its questions."""
-        bucket = entries.buckets[place]
-        same = entries.select(
-            entries.buckets == bucket if bucket != NO_BUCKET else np.array([place])
-        )
-        bits = self._featurizer.config.bits
-        nearest = float(cosine(query, same.question_bags, bits).max())
-        return (
-            nearest if bucket == NO_BUCKET else 0.5 * (float(probs[bucket]) + nearest)
-        )
 
 
 def load_model(run: RunDirectory) -> tuple[ModelConfig, Params]:

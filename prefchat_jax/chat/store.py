@@ -28,7 +28,8 @@ CREATE TABLE entries (
 );
 CREATE INDEX entries_by_bucket ON entries (bucket, count DESC, id);
 CREATE VIRTUAL TABLE entries_text USING fts5 (
-    question, response, content='entries', content_rowid='id'
+    question, response, content='entries', content_rowid='id',
+    tokenize='porter unicode61'
 );
 CREATE TRIGGER entries_added AFTER INSERT ON entries BEGIN
     INSERT INTO entries_text (rowid, question, response)
@@ -38,9 +39,14 @@ CREATE VIRTUAL TABLE entries_words USING fts5vocab ('entries_text', 'row');
 """
 _COLUMNS = "id, question, response, bucket, count, question_vector, response_vector"
 
-# Search words that stand in more than this share of the entries cost much time
-# and tell little; they are searched only when nothing rarer is left.
-_COMMON = 0.1
+# Words in more than a tenth of the entries tell little and, in a large store, cost
+# much time: there they are searched only when nothing rarer is left.
+_COMMON_SHARE = 0.1
+_COMMON_COUNT = 2000
+
+# A match in the response tells more than one in the question: few questions
+# are asked twice in the same words.
+_QUESTION_WEIGHT, _RESPONSE_WEIGHT = 1.0, 2.0
 
 
 class Entries(NamedTuple):
@@ -152,7 +158,8 @@ class ResponseStore:
 
     def __len__(self) -> int:
         with self._guarded() as db:
-            return db.execute("SELECT count(*) FROM entries").fetchone()[0]
+            (count,) = db.execute("SELECT count(*) FROM entries").fetchone()
+        return count
 
     def add(
         self,
@@ -180,29 +187,34 @@ class ResponseStore:
             )
 
     def pool(self, per_bucket: int) -> Entries:
-        """The most frequent entries of every bucket."""
+        """The most frequent entries of every bucket, and of those without one."""
         with self._guarded() as db:
             rows = db.execute(
                 f"SELECT {_COLUMNS} FROM (SELECT *, row_number() OVER (PARTITION BY "
-                "bucket ORDER BY count DESC, id) AS place FROM entries "
-                "WHERE bucket >= 0) WHERE place <= ? ORDER BY id",
+                "bucket ORDER BY count DESC, id) AS place FROM entries) "
+                "WHERE place <= ? ORDER BY id",
                 (per_bucket,),
             ).fetchall()
         return self._entries(rows)
 
-    def search(self, text: str, limit: int) -> np.ndarray:
-        """Ids of the entries that share the most telling words with `text`."""
+    def search(self, text: str, limit: int) -> dict[int, float]:
+        """The entries with the highest BM25 scores for the words of `text`.
+
+        Returns:
+          Scores by id, best first; positive, larger is better (SQLite's own
+          are negative).
+        """
         words = list(dict.fromkeys(re.findall(r"\w+", text.lower())))
         if not words or limit == 0:
-            return np.zeros(0, np.int64)
+            return {}
         with self._guarded() as db:
             query = " OR ".join(f'"{word}"' for word in self._telling(db, words))
             rows = db.execute(
-                "SELECT rowid FROM entries_text WHERE entries_text MATCH ? "
-                "ORDER BY rank LIMIT ?",
-                (query, limit),
+                "SELECT rowid, bm25(entries_text, ?, ?) AS score FROM entries_text "
+                "WHERE entries_text MATCH ? ORDER BY score, rowid LIMIT ?",
+                (_QUESTION_WEIGHT, _RESPONSE_WEIGHT, query, limit),
             ).fetchall()
-        return np.array([row[0] for row in rows], np.int64)
+        return {row: -score for row, score in rows}
 
     def get(self, ids: Sequence[int]) -> Entries:
         """The entries with these ids, in their order."""
@@ -223,7 +235,8 @@ class ResponseStore:
             )
         )
         total = db.execute("SELECT count(*) FROM entries").fetchone()[0]
-        rare = [word for word in words if 0 < counts.get(word, 0) <= _COMMON * total]
+        limit = max(_COMMON_SHARE * total, _COMMON_COUNT)
+        rare = [word for word in words if counts.get(word, 0) <= limit]
         return rare or words
 
     def _entries(self, rows: list[tuple]) -> Entries:
@@ -252,14 +265,13 @@ class _Guard:
     def __enter__(self) -> sqlite3.Connection:
         return self._db.__enter__()
 
-    def __exit__(self, kind, error, trace) -> bool:
+    def __exit__(self, kind, error, trace) -> None:
         self._db.__exit__(kind, error, trace)
         if isinstance(error, sqlite3.Error):
             raise UserError(
                 f"{self._path}: {error}. Nothing was changed; if the file is damaged, "
                 "delete it and run `prefchat index`."
             ) from error
-        return False
 
 
 def _encode(ids: np.ndarray, weights: np.ndarray) -> bytes:

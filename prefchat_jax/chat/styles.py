@@ -1,12 +1,10 @@
 """Styles: what a reply should look like, and how a stored text is shown."""
 
+import functools
 import hashlib
 import re
-from collections.abc import Sequence
 
-import numpy as np
-
-from prefchat_jax.chat.cleanup import split_sentences
+from prefchat_jax.text.sentences import split_sentences
 
 STYLES = ("balanced", "creative", "concise", "analyst")
 
@@ -38,6 +36,7 @@ _COLOUR = re.compile(
     r"|wonder\w*|play\w*|explore\w*)\b|[!?:;]",
     re.IGNORECASE,
 )
+_MARKS = {"analyst": _STEPS, "creative": _COLOUR}
 _CONCISE_WORDS = 28
 _FRAMES = (
     "Here is a thought:",
@@ -54,18 +53,22 @@ def infer_style(message: str) -> str:
     return next(matches, "balanced")
 
 
-def style_signals(responses: Sequence[str]) -> dict[str, np.ndarray]:
-    """How much each text suits each style, float32 `[n]` in [0, 1] by style."""
-    lengths = np.array([len(text.split()) for text in responses], np.float32)
-    count = lambda pattern: np.array(
-        [len(pattern.findall(text)) for text in responses], np.float32
-    )
-    return {
-        "balanced": np.zeros(len(responses), np.float32),
-        "concise": 1 / (1 + lengths / 20),
-        "analyst": np.minimum(count(_STEPS) / 4, 1),
-        "creative": np.minimum(count(_COLOUR) / 4, 1),
-    }
+def strip_cues(message: str) -> str:
+    """The message without the words that only ask for brevity."""
+    _, cues = _CUES[0]
+    rest = re.sub(cues, " ", message, flags=re.IGNORECASE)
+    rest = re.sub(r"^[\s,:;]+", "", rest)
+    return rest if re.search(r"\w", rest) else message
+
+
+@functools.lru_cache(maxsize=200_000)  # Stored texts, read again for every message.
+def style_signal(text: str, style: str) -> float:
+    """How much a text suits a style, in [0, 1]."""
+    if style == "concise":
+        return 1 / (1 + len(text.split()) / 20)
+    if style in _MARKS:
+        return min(len(_MARKS[style].findall(text)) / 4, 1.0)
+    return 0.0
 
 
 def stylise(text: str, style: str, *, creativity: float, message: str) -> str:

@@ -16,11 +16,16 @@ Metrics = dict[str, float]
 
 
 class TrainingProgress:
-    """Shows loss, accuracy, rate and time left while a model trains."""
+    """Shows loss, accuracy, rate and time left while a model trains.
 
-    def __init__(self, console: Console, *, quiet: bool = False):
+    Args:
+      console: where to.
+      epochs: whether each epoch leaves a line.
+    """
+
+    def __init__(self, console: Console, *, epochs: bool = True):
         self._console = console
-        self._quiet = quiet
+        self._epochs = epochs
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -29,7 +34,7 @@ class TrainingProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=quiet or not console.is_terminal,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("training", total=None, figures="")
 
@@ -47,8 +52,7 @@ class TrainingProgress:
 
     def notice(self, text: str) -> None:
         """A line that the user should know."""
-        if not self._quiet:
-            self._console.print(f"note: {text}", highlight=False, soft_wrap=True)
+        self._console.print(f"note: {text}", highlight=False, soft_wrap=True)
 
     def chunk(self, done: int, total: int, metrics: Metrics) -> None:
         """Some micro-batches are through."""
@@ -57,7 +61,7 @@ class TrainingProgress:
 
     def epoch(self, metrics: Metrics) -> None:
         """An epoch was validated: one line for it."""
-        if self._quiet:
+        if not self._epochs:
             return
         shown = [f"epoch {metrics['epoch']:>2}", f"loss {metrics['loss']:.3f}"]
         if "eval_accuracy" in metrics:

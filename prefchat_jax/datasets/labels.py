@@ -71,7 +71,7 @@ def assign_buckets(
             f"{len(examples) - len(labelled)} rows left out: they have no label, while "
             f"others have one (first: {missing})"
         )
-    distinct = {str(e.label): e.label for e in reversed(labelled)}
+    distinct = {str(e.label): e.label for e in labelled if e.label is not None}
     labels = tuple(sorted(distinct.values(), key=_natural_order))
     if len(labels) < 2:
         raise UserError(

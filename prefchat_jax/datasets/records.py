@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ class Records:
         )
 
 
-def read_records(paths: Sequence[str | pathlib.Path]) -> Records:
+def read_records(paths: Sequence[str | os.PathLike]) -> Records:
     """Reads JSONL files, plain or `.gz`.
 
     A line is a flat pair (`user|prompt|...` and `assistant|response|...`, both
@@ -222,7 +223,7 @@ def _intent(row: dict[str, Any]) -> str | None:
     return value.strip() if isinstance(value, str) and value.strip() else None
 
 
-def _nothing_usable(paths: Sequence[str | pathlib.Path], records: Records) -> str:
+def _nothing_usable(paths: Sequence[str | os.PathLike], records: Records) -> str:
     names = ", ".join(map(str, paths))
     if not records.unusable:
         return f"{names}: no rows. Give one JSON object a line."

@@ -26,4 +26,5 @@ def bucket_margins(
     """
     logits = as_float(logits)
     gold = jnp.take_along_axis(logits, jnp.expand_dims(labels, -1), axis=-1)
-    return beta * (gold - jnp.take_along_axis(logits, jnp.asarray(negatives), axis=-1))
+    negative = jnp.take_along_axis(logits, jnp.asarray(negatives), axis=-1)
+    return jnp.asarray(beta) * (gold - negative)

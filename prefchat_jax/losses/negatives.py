@@ -51,7 +51,7 @@ def mine_negatives(
     _, hard = jax.lax.top_k(jnp.where(is_gold, -jnp.inf, logits), num_negatives)
     # Hard buckets get a priority above 1 in order of hardness, the others a
     # uniform one below 1: the largest priorities are the draw.
-    place = jnp.arange(num_negatives)
+    place = jax.lax.broadcasted_iota(jnp.int32, hard.shape, hard.ndim - 1)
     bonus = jnp.where(place < num_hard, 1.0 + num_negatives - place, 0.0)
     hardness = jnp.put_along_axis(
         jnp.zeros(logits.shape), hard, bonus, axis=-1, inplace=False

@@ -42,14 +42,25 @@ class BagEncoder(nnx.Module):
     ) -> jax.Array:
         """Encodes bags `[batch, features]` to `[batch, width]`; drops with a key."""
         if key is not None and self.feature_dropout > 0:
-            weights = _drop(key, weights, self.feature_dropout)
+            ids, weights = _sample_features(key, ids, weights, self.feature_dropout)
         x = jnp.einsum("bf,bfw->bw", weights, self.table[...][ids])
         x = x + self.down(nnx.silu(self.up(self.up_norm(x))))
         return self.norm(x)
 
 
-def _drop(key: jax.Array, weights: jax.Array, rate: float) -> jax.Array:
-    """Inverted dropout from one random byte an entry: 1/256 is fine enough."""
-    threshold = round(256 * (1 - rate))
-    kept = jax.random.bits(key, weights.shape, jnp.uint8) < threshold
-    return jnp.where(kept, weights * (256 / threshold), 0.0)
+def _sample_features(
+    key: jax.Array, ids: jax.Array, weights: jax.Array, rate: float
+) -> tuple[jax.Array, jax.Array]:
+    """Inverted dropout that gathers only what it keeps.
+
+    One random set of columns, shifted at random for each row, is kept: with a
+    high rate this costs a fraction of masking, which gathers every feature.
+    """
+    length = ids.shape[-1]
+    kept = max(1, round(length * (1 - rate)))
+    set_key, shift_key = jax.random.split(key)
+    columns = jax.random.permutation(set_key, length)[:kept]
+    shifts = jax.random.randint(shift_key, (len(ids), 1), 0, length)
+    places = (columns[None, :] + shifts) % length
+    take = lambda x: jnp.take_along_axis(x, places, axis=-1)
+    return take(ids), take(weights) * (length / kept)

@@ -17,6 +17,8 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import ModelConfig, Params, abstract_params
 from prefchat_jax.training.steps import TrainState
 
+SAVE_SECONDS = 15.0
+
 _policies = ocp.training.preservation_policies
 
 
@@ -24,18 +26,20 @@ class Checkpoints:
     """Writes the steps of one run; a step is an epoch.
 
     Saving takes as long as training a small model for an epoch, so the last
-    epoch is saved every `every_seconds` and at the end. The best epoch so far
+    epoch is saved every `SAVE_SECONDS` and at the end. The best epoch so far
     is kept in memory and saved just before.
     """
 
-    def __init__(self, path: pathlib.Path, *, every_seconds: float = 15.0):
+    def __init__(
+        self,
+        path: pathlib.Path,
+    ):
         # Only the best epochs have a rank, and a later best one a higher rank.
         best = _policies.BestN(get_metric_fn=lambda m: m["best"], n=1)
         policy: Any = _policies.AnyPreservationPolicy([best, _policies.LatestN(1)])
         self._steps = ocp.training.Checkpointer(
             str(path), preservation_policy=policy, cleanup_tmp_directories=True
         )
-        self._every = every_seconds
         self._saved_at = time.monotonic()
         self._best: tuple[int, Params] | None = None
 
@@ -71,7 +75,7 @@ class Checkpoints:
         if is_best:
             # A copy: the next training step donates the state.
             self._best = (epoch, jax.tree.map(jnp.copy, params))
-        if not is_last and time.monotonic() - self._saved_at < self._every:
+        if not is_last and time.monotonic() - self._saved_at < SAVE_SECONDS:
             return
         if self._best and self._best[0] != epoch:
             self._save(self._best[0], {"model": self._best[1]}, is_best=True)

@@ -49,7 +49,7 @@ class FinetuneConfig:
     balanced_sampler: bool = False
     """Draw rows with replacement, all classes equally often."""
 
-    model_size: ModelSize = "base"
+    model_size: ModelSize = "large"
     """0, 1, 2 or 3 adapter branches on the head."""
     expansion_dim: int | None = None
     """Hidden units of the first branch [large 512, xlarge 768, xxlarge 1024]."""
@@ -101,6 +101,8 @@ class FinetuneConfig:
     """With --ema_decay: validate and save the raw weights, not the average."""
     early_stop_patience: int = 0
     """Epochs without a lower validation loss before training stops; 0 never."""
+    learn_from_responses: bool = True
+    """Also train on each sentence of a reply as if it asked for that reply."""
     max_candidates_per_bucket: int = 64
     """Stored replies of each bucket that chat pools, the most frequent first."""
 

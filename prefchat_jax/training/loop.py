@@ -186,14 +186,16 @@ def _validate(recipe: Recipe, params: Params, val: Data) -> Metrics:
 def _checked(metrics: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:
     """Stops at the first value that is not finite, and names its loss term."""
     # The parts come before their sum: the message should name the culprit.
-    for name in sorted(metrics, key=lambda n: (n == "grad_norm", n == "loss", n)):
-        bad = np.flatnonzero(~np.isfinite(metrics[name]))
-        if len(bad):
-            raise UserError(
-                f"{name} is {metrics[name][bad[0]]} at step {done + bad[0] + 1}: lower "
-                "--lr, set --grad_clip_norm 1.0, or check your own objective. The "
-                "last good epoch is kept."
-            )
+    names = sorted(metrics, key=lambda n: (n == "grad_norm", n == "loss", n))
+    values = np.stack([metrics[name] for name in names], axis=1)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        step, name = bad[0]
+        raise UserError(
+            f"{names[name]} is {values[step, name]} at step {done + step + 1}: lower "
+            "--lr, set --grad_clip_norm 1.0, or check your own objective. Epochs that "
+            "were saved before can be resumed."
+        )
     return metrics
 
 

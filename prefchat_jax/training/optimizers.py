@@ -79,6 +79,7 @@ def average_params(decay: float) -> optax.GradientTransformation:
         return ParamsEmaState(ema.init(params))
 
     def update(updates, state, params=None):
+        assert params is not None
         _, averaged = ema.update(optax.apply_updates(params, updates), state.ema)
         return updates, ParamsEmaState(averaged)
 

@@ -1,0 +1,74 @@
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from prefchat_jax.datasets.records import read_records
+from prefchat_jax.finetune import finetune
+from prefchat_jax.training.config import FinetuneConfig
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+QUESTIONS = {
+    "parcel": ("Open Orders to track it. Parcels take 3.5 days.", "where is my parcel"),
+    "refund": ("First open Orders. Then press Refund. We pay in 5 days.", "money back"),
+    "login": ("Reset the password at https://example.com/reset.", "cannot log in"),
+    "hours": ("We are open from nine to five.", "when are you open"),
+}
+FILLINGS = ("please", "today", "now", "help", "hello", "again", "sir", "team")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def corpus_path(tmp_path_factory):
+    """Four answers, nine questions each; every word of a question is telling."""
+    lines = []
+    for label, (answer, question) in QUESTIONS.items():
+        for extra in ("", *FILLINGS):
+            user = f"{question} {extra}".strip()
+            lines.append(
+                f'{{"user": "{user}", "assistant": "{answer}", "label": "{label}"}}'
+            )
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def examples(corpus_path):
+    return read_records([corpus_path]).examples
+
+
+def quick(corpus_path, output, **changes):
+    """A small run of a few seconds."""
+    settings = {
+        "model_size": "base",
+        "epochs": 6,
+        "val_split": 0.2,
+        "lr": 0.02,
+        "batch_size": 8,
+    }
+    return FinetuneConfig(
+        data=str(corpus_path), output=str(output), **(settings | changes)
+    )
+
+
+@pytest.fixture(scope="session")
+def run(corpus_path, tmp_path_factory):
+    """A finished run directory; tests that change it copy it first."""
+    return finetune(quick(corpus_path, tmp_path_factory.mktemp("runs") / "run"))
+
+
+@pytest.fixture
+def shared():
+    """Real data that lies beside a checkout; a test without it is skipped."""
+    if not SHARED.exists():
+        pytest.skip("real data is not here: needs ../shared beside the checkout")
+    return SHARED

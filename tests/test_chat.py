@@ -1,0 +1,415 @@
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+
+from prefchat_jax import Chat, ChatSettings
+from prefchat_jax.chat.cleanup import clean
+from prefchat_jax.chat.ranking import best_by_response, draw, fuse_buckets, score_terms
+from prefchat_jax.chat.store import NO_BUCKET, Entries, ResponseStore
+from prefchat_jax.chat.styles import STYLES, infer_style, strip_cues, stylise
+from prefchat_jax.errors import UserError
+from prefchat_jax.indexing import index
+from prefchat_jax.text.features import FeatureConfig, Featurizer
+from prefchat_jax.text.sentences import split_sentences
+
+NEVER = ChatSettings(min_confidence=0.0)
+
+
+@pytest.fixture
+def own_run(run, tmp_path):
+    """A copy of the run that a test may change."""
+    return shutil.copytree(run.run.path, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def chat(run):
+    return Chat.load(run.run.path, settings=NEVER)
+
+
+# --- sentences and clean-up
+
+
+def test_sentences_leave_numbers_urls_code_and_abbreviations_whole():
+    text = (
+        "Version 3.5 is required, e.g. on www.example.com/a.b?c. Run `a. b` now! "
+        'He said "yes." Dr. No agreed vs. me? 1. First item. Done'
+    )
+    assert split_sentences(text) == [
+        "Version 3.5 is required, e.g. on www.example.com/a.b?c.",
+        "Run `a. b` now!",
+        'He said "yes."',
+        "Dr. No agreed vs. me?",
+        "1. First item.",
+        "Done",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("Sure. Open the app.", "Open the app."),
+        ("Open the app now. Open the app, now!", "Open the app now."),
+        ("Use 3.14 here. Use 2.71 here.", "Use 3.14 here. Use 2.71 here."),
+        ("See http://a.b/c.d. Pi is 3.14!", "See http://a.b/c.d. Pi is 3.14!"),
+        ("  spaced   text.  ", "  spaced   text.  "),
+        ("```\na.\na.\n```", "```\na.\na.\n```"),
+        ("Okay.", "Okay."),
+    ],
+)
+def test_clean_drops_fillers_and_repeats_and_touches_nothing_else(text, cleaned):
+    assert clean(text) == cleaned
+
+
+# --- styles
+
+
+@pytest.mark.parametrize(
+    ("message", "style"),
+    [
+        ("briefly, what is DPO?", "concise"),
+        ("imagine a story about beta", "creative"),
+        ("compare the two step by step", "analyst"),
+        ("where is my parcel", "balanced"),
+        ("", "balanced"),
+    ],
+)
+def test_the_style_is_read_from_the_message(message, style):
+    assert infer_style(message) == style
+
+
+def test_cues_that_only_ask_for_brevity_are_not_searched_for():
+    assert strip_cues("briefly, what is DPO?") == "what is DPO?"
+    assert strip_cues("compare DPO and IPO") == "compare DPO and IPO"
+    assert strip_cues("briefly") == "briefly"
+
+
+def test_styles_show_the_same_text_differently():
+    text = "Open the app. Press the red button that you find there. " + "Wait. " * 30
+    show = lambda style, creativity=0.5: stylise(
+        text, style, creativity=creativity, message="m"
+    )
+    assert show("balanced") == text
+    assert text.startswith(show("concise")) and len(show("concise").split()) <= 28
+    assert show("analyst").startswith("1) Open the app. 2) Press")
+    assert show("creative").endswith(text) and show("creative") != text
+    assert show("creative", 0.1) == text
+
+
+# --- ranking
+
+
+def test_only_the_top_buckets_keep_their_probability():
+    probs = np.array([0.5, 0.1, 0.3, 0.1], np.float32)
+    np.testing.assert_allclose(fuse_buckets(probs, 2), [0.5, 0, 0.3, 0])
+    np.testing.assert_allclose(fuse_buckets(probs, 9), probs)
+
+
+def test_a_response_counts_once_with_its_best_entry():
+    order = best_by_response(np.array([0.2, 0.9, 0.5, 0.1]), ["a", "b", "a", "c"])
+    assert order.tolist() == [1, 2, 3]
+
+
+def test_draws_are_seeded_scale_free_and_greedy_at_zero():
+    scores = np.array([1.0, 0.9, 0.8, 0.7, 0.1])
+    pick = lambda s, t: [draw(s, temperature=t, seed=k) for k in range(400)]
+    assert set(pick(scores, 0.0)) == {0}
+    assert pick(scores, 0.1) == pick(scores / 100, 0.1)
+    shares = np.bincount(pick(scores, 0.1), minlength=5) / 400
+    expected = scores[:4] ** 10 / (scores[:4] ** 10).sum()
+    np.testing.assert_allclose(shares[:4], expected, atol=0.07)
+    assert shares[4] == 0  # Only four can be drawn.
+
+
+# --- store
+
+
+@pytest.fixture
+def featurizer():
+    return Featurizer(FeatureConfig(bits=12), np.ones(2**12, np.float32))
+
+
+@pytest.fixture
+def store(tmp_path, featurizer):
+    made = ResponseStore.create(
+        tmp_path / "s.db", fingerprint="f", max_features=featurizer.config.max_features
+    )
+    questions = ["where is my parcel", "track parcel", "money back", "open hours"]
+    responses = ["Track it.", "Track it.", "Press Refund.", "Nine to five."]
+    _add(made, featurizer, questions, responses, [0, 0, 1, NO_BUCKET])
+    yield made
+    made.close()
+
+
+def _add(store, featurizer, questions, responses, buckets):
+    store.add(
+        questions,
+        responses,
+        buckets,
+        featurizer.texts(questions),
+        featurizer.texts(responses),
+    )
+
+
+def test_what_is_stored_comes_back(store, featurizer):
+    entries = store.get([3, 1])
+    assert entries.questions == ["money back", "where is my parcel"]
+    assert entries.buckets.tolist() == [1, 0]
+    expected = featurizer.texts(["money back"])
+    used = expected.weights[0] > 0
+    np.testing.assert_array_equal(
+        entries.question_bags.ids[0, used], expected.ids[0, used]
+    )
+    np.testing.assert_allclose(
+        entries.question_bags.weights[0], expected.weights[0], atol=1e-3
+    )
+
+
+def test_a_pair_that_comes_again_counts(store, featurizer):
+    _add(store, featurizer, ["track parcel"], ["Track it."], [0])
+    assert len(store) == 4 and store.get([2]).counts.tolist() == [2]
+    # The most frequent entry of a bucket is pooled first.
+    assert store.pool(1).questions == ["track parcel", "money back", "open hours"]
+
+
+def test_search_ranks_by_bm25_stems_words_and_survives_any_text(store):
+    found = store.search("tracking parcels", 10)
+    assert list(found)[:2] == [2, 1] and min(found.values()) > 0
+    assert len(store.search("parcel", 1)) == 1 and store.search("parcel", 0) == {}
+    for text in ("", '"', "a OR b AND (", "NEAR/3", "日本", "'; DROP TABLE", "-*:^"):
+        store.search(text, 5)
+
+
+def test_a_store_of_another_checkpoint_is_refused(store, tmp_path):
+    with pytest.raises(UserError, match="another checkpoint"):
+        ResponseStore.open(tmp_path / "s.db", fingerprint="g", max_features=8)
+
+
+# --- replies
+
+
+@pytest.mark.parametrize(
+    "question", ["where is my parcel", "were is my parcle", "MONEY BACK?"]
+)
+def test_questions_get_their_answer_also_with_a_typo(chat, question):
+    reply = chat.reply(question)
+    assert reply.bucket == ("refund" if "MONEY" in question else "parcel")
+    assert not reply.abstained and 0 <= reply.confidence <= 1
+    best = reply.candidates[0]
+    assert best.score == pytest.approx(sum(best.terms.values()), abs=1e-5)
+    scores = [candidate.score for candidate in reply.candidates]
+    assert scores == sorted(scores, reverse=True)
+    assert "nearest stored question" in reply.why
+
+
+def test_a_follow_up_is_answered_from_the_history(chat):
+    alone = chat.reply("and how long?")
+    history = [("user", "where is my parcel"), ("assistant", "Open Orders.")]
+    together = chat.reply("and how long?", history=history)
+    assert together.bucket == "parcel"
+    parcel = lambda reply: max(
+        (c.score for c in reply.candidates if c.bucket == "parcel"), default=0.0
+    )
+    assert parcel(together) > parcel(alone)
+
+
+def test_it_abstains_below_the_threshold_and_names_the_nearest_question(run):
+    chat = Chat.load(run.run.path, settings=ChatSettings(min_confidence=0.99))
+    reply = chat.reply("where is my parcel")
+    assert reply.abstained and "where is my parcel" in reply.text
+    assert reply.text not in {c.response for c in reply.candidates}
+
+
+def test_batches_equal_single_replies(chat):
+    messages = ["money back now", "cannot log in sir"]
+    batch = chat.reply_batch(messages)
+    for message, reply in zip(messages, batch, strict=True):
+        assert reply.text == chat.reply(message).text
+
+
+def test_top_labels_change_scores_in_both_pools(run):
+    def scores(mode, top):
+        settings = ChatSettings(pool_mode=mode, top_labels=top, min_confidence=0.0)
+        reply = Chat.load(run.run.path, settings=settings).reply("parcel money open")
+        return {c.response: round(c.score, 6) for c in reply.candidates}
+
+    for mode in ("all", "topk"):
+        assert scores(mode, 1) != scores(mode, 4)
+    assert len(scores("topk", 1)) == 1 and len(scores("all", 1)) == 4
+
+
+def test_a_recent_reply_is_held_back(chat):
+    shown = chat.reply("where is my parcel").text
+    history = [("user", "hello"), ("assistant", shown)]
+    first = chat.reply("where is my parcel").candidates[0]
+    again = chat.reply("where is my parcel", history=history)
+    repeated = next(c for c in again.candidates if c.response == first.response)
+    assert first.terms["repeat"] == 0 > repeated.terms["repeat"]
+
+
+def _ranked(chat, **changes):
+    return [c.response for c in chat.reply("open parcel money", **changes).candidates]
+
+
+def test_creativity_changes_the_ranking_terms(chat):
+    plain = chat.reply("open parcel money", creativity=0.0, style="creative")
+    bold = chat.reply("open parcel money", creativity=1.0, style="creative")
+    assert all(c.terms["novelty"] == 0 for c in plain.candidates)
+    assert len({round(c.terms["novelty"], 4) for c in bold.candidates}) > 1
+
+
+def test_all_styles_change_the_ranking(tmp_path, run, own_run):
+    """Four replies to one question, each made for one style."""
+    rows = {
+        "concise": "Use Orders.",
+        "analyst": "First open Orders, then press Track, because the parcel moves.",
+        "creative": "Imagine a parcel: like a bird, it tries the sky! Explore; play.",
+        "balanced": "Orders lists the parcel and the place where the parcel is at "
+        "the moment so you can see where the parcel is and where the parcel goes",
+    }
+    chat = Chat.load(own_run, settings=NEVER)
+    for answer in rows.values():
+        chat.add("vase", answer)
+    first = {}
+    for style in STYLES:
+        reply = chat.reply("vase", style=style, creativity=1.0 * (style == "creative"))
+        pool = [c for c in reply.candidates if c.response in rows.values()]
+        first[style] = pool[0].response
+        ranks = [c.response for c in pool]
+        if style != "balanced":
+            plain = [
+                c.response
+                for c in chat.reply("vase", style="balanced", creativity=0.0).candidates
+                if c.response in rows.values()
+            ]
+            assert ranks.index(rows[style]) <= plain.index(rows[style])
+    assert len(set(first.values())) >= 3
+    assert first["concise"] == rows["concise"]
+    assert first["analyst"] == rows["analyst"]
+    assert first["creative"] == rows["creative"]
+
+
+def test_creativity_zero_and_one_rank_a_fixed_pool_differently(featurizer):
+    responses = ["see the shelf", "see the shelves", "look at the shelf", "a zebra"]
+    entries = Entries(
+        ids=np.arange(4),
+        questions=["vase"] * 4,
+        responses=responses,
+        buckets=np.zeros(4, np.int32),
+        counts=np.ones(4, np.int64),
+        question_bags=featurizer.texts(["vase"] * 4),
+        response_bags=featurizer.texts(responses),
+    )
+
+    def first(creativity, style):
+        terms = score_terms(
+            entries,
+            featurizer.texts(["vase"]),
+            np.array([0.5, 0.5, 0.5, 0.45], np.float32),
+            np.array([0.9], np.float32),
+            featurizer.texts([]),
+            bits=12,
+            bucket_weight=1.0,
+            style=style,
+            creativity=creativity,
+        )
+        return responses[int(np.argmax(sum(terms.values())))]
+
+    for style in STYLES:
+        assert first(0.0, style) != "a zebra"
+    assert first(1.0, "creative") == first(1.0, "balanced") == "a zebra"
+
+
+def test_temperature_draws_repeatably(chat):
+    texts = {chat.reply("open", temperature=2.0, seed=s).text for s in range(30)}
+    assert len(texts) > 1
+    again = [chat.reply("open", temperature=2.0, seed=7).text for _ in range(3)]
+    assert len(set(again)) == 1
+
+
+def test_added_answers_are_found_at_once_and_stay(own_run):
+    chat = Chat.load(own_run, settings=NEVER)
+    chat.add("do you sell umbrellas", "Yes, at the counter.")
+    reply = chat.reply("are umbrellas sold here")
+    assert (reply.text, reply.bucket) == ("Yes, at the counter.", None)
+    assert Chat.load(own_run).reply("umbrellas").candidates[0].bucket is None
+    chat.add("parcel gone", chat.reply("where is my parcel").candidates[0].response)
+    assert chat.reply("parcel gone").bucket == "parcel"
+    with pytest.raises(ValueError, match="question and an answer"):
+        chat.add("", "x")
+
+
+def test_chat_loads_from_the_orbax_step_alone(own_run, run):
+    """No export stands beside the checkpoint, and the last step is not needed."""
+    before = Chat.load(own_run, settings=NEVER).reply("money back")
+    best = str(run.fit.best_epoch)
+    for step in (own_run / "checkpoints").iterdir():
+        if step.name != best:
+            shutil.rmtree(step)
+    shutil.rmtree(own_run / "checkpoints" / best / "train", ignore_errors=True)
+    after = Chat.load(own_run, settings=NEVER).reply("money back")
+    assert before.candidates == after.candidates
+
+
+def test_index_extends_and_rebuilds(own_run, corpus_path, tmp_path):
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"user": "got umbrellas", "assistant": "Yes."}\n')
+    added, total = index(own_run, [more])
+    assert (added, total) == (1, len(Chat.load(own_run)))
+    (own_run / "responses.db").unlink()
+    with pytest.raises(UserError, match="prefchat index"):
+        Chat.load(own_run)
+    assert index(own_run, [corpus_path])[1] == 36
+    other = tmp_path / "other.db"
+    assert index(own_run, [more], database=other) == (1, 1)
+    assert Chat.load(own_run, database=other, settings=NEVER).reply("x").text == "Yes."
+
+
+def test_the_store_holds_training_rows_only(run):
+    store = sqlite3.connect(run.run.store)
+    questions = {row[0] for row in store.execute("SELECT question FROM entries")}
+    store.close()
+    assert questions == {row.question for row in run.corpus.train_rows}
+    assert not questions & {row.question for row in run.corpus.val_rows}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"style": "loud"}, "style 'loud'"),
+        ({"creativity": 1.5}, "creativity 1.5"),
+        ({"temperature": -1.0}, "temperature -1"),
+    ],
+)
+def test_wrong_arguments_are_one_line(chat, arguments, message):
+    with pytest.raises(UserError, match=message):
+        chat.reply("x", **arguments)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool_mode": "some"},
+        {"top_labels": 0},
+        {"db_top_k": -1},
+        {"max_candidates_per_bucket": 0},
+        {"min_confidence": 2.0},
+    ],
+)
+def test_wrong_settings_are_one_line(changes):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        ChatSettings(**changes)
+
+
+def test_pool_sizes_change_what_is_considered(run):
+    wide = Chat.load(run.run.path, settings=NEVER)
+    narrow = Chat.load(
+        run.run.path,
+        settings=ChatSettings(
+            max_candidates_per_bucket=1, db_top_k=0, min_confidence=0
+        ),
+    )
+    question = "where is my parcel again"
+    best = lambda chat: chat.reply(question).candidates[0].terms
+    assert best(wide)["lexical"] > best(narrow)["lexical"] == 0

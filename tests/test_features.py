@@ -1,0 +1,119 @@
+import hashlib
+
+import numpy as np
+import oracles
+import pytest
+
+from prefchat_jax.text.dialogue import Turn, as_context, weighted_turns
+from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, cosine
+
+TEXTS = [
+    "How do I reset my password?",
+    "it's   3.14, or http://a.b/c?d=e!",
+    "Wo ist der Schlüssel — 日本語",
+    "a",
+    "the the the cat",
+]
+
+
+@pytest.fixture
+def featurizer():
+    contexts = [(Turn("user", text),) for text in TEXTS]
+    return Featurizer.fit(contexts, FeatureConfig(bits=12, max_features=256))
+
+
+def _as_dict(bags, row):
+    used = bags.weights[row] > 0
+    return dict(zip(bags.ids[row, used], bags.weights[row, used], strict=True))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_features_equal_a_slow_hash_of_every_ngram(featurizer, text):
+    expected = oracles.hash_bags(text, featurizer.idf, featurizer.config)
+    got = _as_dict(featurizer.texts([text]), 0)
+    assert set(got) == set(expected)
+    np.testing.assert_allclose(
+        [got[i] for i in sorted(got)],
+        [expected[i] for i in sorted(expected)],
+        rtol=1e-5,
+    )
+
+
+def test_ids_are_the_same_everywhere_for_ever(featurizer):
+    ids = featurizer.texts(TEXTS[:1]).ids
+    digest = hashlib.sha256(np.sort(ids[ids > 0]).astype("<i4").tobytes()).hexdigest()
+    assert digest[:16] == "9455dd9b7610c322"
+
+
+def test_a_text_has_the_same_bag_in_any_batch(featurizer):
+    alone = featurizer.texts(TEXTS[1:2])
+    together = featurizer.texts(TEXTS * 300)
+    np.testing.assert_array_equal(alone.ids[0], together.ids[1])
+    np.testing.assert_array_equal(alone.weights[0], together.weights[-4])
+
+
+def test_rows_have_unit_norm_and_empty_texts_are_zero(featurizer):
+    bags = featurizer.texts([*TEXTS, "", "   "])
+    norms = np.linalg.norm(bags.weights, axis=1)
+    np.testing.assert_allclose(norms[:5], 1.0, rtol=1e-5)
+    assert (norms[5] == 0) and featurizer.texts([]).ids.shape == (0, 256)
+
+
+def test_separators_inside_a_text_do_not_shift_the_others(featurizer):
+    bags = featurizer.texts(["a\0b", TEXTS[0]])
+    np.testing.assert_array_equal(bags.ids[1], featurizer.texts(TEXTS[:1]).ids[0])
+
+
+def test_truncation_keeps_the_heaviest(featurizer):
+    small = Featurizer(FeatureConfig(bits=12, max_features=5), featurizer.idf)
+    full = _as_dict(featurizer.texts(TEXTS[:1]), 0)
+    kept = _as_dict(small.texts(TEXTS[:1]), 0)
+    assert (
+        sorted(kept.values(), reverse=True) == sorted(full.values(), reverse=True)[:5]
+    )
+
+
+def test_trimmed_rows_are_as_wide_as_most_need(featurizer):
+    contexts = [(Turn("user", text),) for text in ["ab"] * 99 + [" ".join(TEXTS)]]
+    trimmed, full = featurizer.trimmed(contexts), featurizer(contexts)
+    width = trimmed.ids.shape[1]
+    assert width < full.ids.shape[1]
+    np.testing.assert_array_equal(trimmed.ids, full.ids[:, :width])
+
+
+def test_a_typo_stays_close_and_another_topic_far(featurizer):
+    bags = featurizer.texts(["reset my pasword", "reset my password", "a cat sleeps"])
+    similar = cosine(bags, bags, 12)
+    np.testing.assert_allclose(np.diag(similar), 1.0, rtol=1e-5)
+    assert similar[0, 1] > 0.5 > 0.2 > similar[0, 2]
+
+
+def test_cosine_equals_dense_products(featurizer):
+    bags = featurizer.texts(TEXTS)
+    dense = np.zeros((len(TEXTS), 2**12))
+    for row in range(len(TEXTS)):
+        np.add.at(dense[row], bags.ids[row], bags.weights[row])
+    np.testing.assert_allclose(cosine(bags, bags, 12), dense @ dense.T, atol=1e-5)
+    empty = Bags(bags.ids[:0], bags.weights[:0])
+    assert cosine(empty, bags, 12).shape == (0, len(TEXTS))
+
+
+def test_earlier_turns_count_less_the_older_they_are(featurizer):
+    history = [("user", "zebra"), ("assistant", "giraffe"), ("user", "zebra")]
+    weights = featurizer.config.turns
+    pairs = weighted_turns(as_context("lion", history), weights)
+    assert [text for text, _ in pairs] == ["zebra", "giraffe", "zebra", "lion"]
+    values = [weight for _, weight in pairs]
+    assert values[3] == 1.0 > values[2] > values[0] > 0
+    likeness = lambda context: cosine(
+        featurizer.texts(["zebra"]), featurizer([context]), 12
+    )[0, 0]
+    assert likeness(as_context("lion", history)) > likeness(as_context("lion")) + 0.1
+
+
+def test_history_is_read_in_three_forms_and_no_other():
+    turns = as_context("b", [("user", "a"), {"role": "assistant", "content": "x"}])
+    assert turns == [Turn("user", "a"), Turn("assistant", "x"), Turn("user", "b")]
+    for bad in (["text"], [{"role": "user"}], [("robot", "x")]):
+        with pytest.raises(ValueError, match="role"):
+            as_context("b", bad)

@@ -1,0 +1,88 @@
+"""Imports inside the package point down this list, never up."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import prefchat_jax
+
+LAYERS = [
+    "errors",
+    "numerics",
+    "losses",
+    "text",
+    "datasets",
+    "models",
+    "training",
+    "chat",
+    "evaluation",
+    "indexing",
+    "baselines",
+    "finetune",
+    "smalltalk",
+    "cli",
+]
+PACKAGE = pathlib.Path(prefchat_jax.__file__).parent
+
+
+def _imported(path):
+    """(layer, lazily) for each module of the package that a file imports."""
+    tree = ast.parse(path.read_text())
+    top = set(ast.iter_child_nodes(tree))
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if parts[0] == "prefchat_jax":
+                names = [".".join(parts[1:])] if parts[1:] else []
+                names = names or [alias.name for alias in node.names]
+        for name in names:
+            yield name.split(".")[0], node in top
+
+
+def test_every_module_has_a_layer():
+    rooms = {p.stem for p in PACKAGE.glob("*.py")} | {
+        p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
+    }
+    assert rooms - {"__init__"} == set(LAYERS)
+
+
+def test_imports_point_down():
+    for path in PACKAGE.rglob("*.py"):
+        layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if layer == "__init__":
+            continue
+        for name, _ in _imported(path):
+            if name in LAYERS:
+                assert LAYERS.index(name) <= LAYERS.index(layer), f"{path} -> {name}"
+
+
+def _modules_after(statement):
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(out.stdout.split())
+
+
+def test_the_package_and_the_command_import_no_jax():
+    assert "jax" not in _modules_after("import prefchat_jax")
+    assert "jax" not in _modules_after("import prefchat_jax.cli.main")
+    assert "jax" not in _modules_after(
+        "import prefchat_jax.cli.flags, prefchat_jax.training.config"
+    )
+
+
+def test_losses_import_jax_alone():
+    modules = _modules_after("import prefchat_jax.losses")
+    assert "jax" in modules
+    assert not modules & {"flax", "optax", "orbax", "tyro", "rich", "msgspec"}
+
+
+def test_text_and_datasets_import_no_jax():
+    modules = _modules_after(
+        "import prefchat_jax.text.features, prefchat_jax.datasets.records, "
+        "prefchat_jax.datasets.labels, prefchat_jax.datasets.split"
+    )
+    assert "jax" not in modules
