@@ -20,7 +20,13 @@ from prefchat_jax.evaluation import answer_threshold
 from prefchat_jax.indexing import build_store
 from prefchat_jax.models.classifier import ModelConfig, Params, init_params
 from prefchat_jax.text.dialogue import Example
-from prefchat_jax.text.features import HASH_VERSION, FeatureConfig, Featurizer
+from prefchat_jax.text.features import (
+    HASH_VERSION,
+    Bags,
+    FeatureConfig,
+    Featurizer,
+    trim,
+)
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.loop import Data, Fit, LoopConfig, Progress, fit
 from prefchat_jax.training.objective import GROUPS, Objective, resolve_link
@@ -124,8 +130,8 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         )
         contexts, labels = contexts + more, np.concatenate([labels, more_labels])
     return Corpus(
-        Data(*featurizer.trimmed(contexts), labels),
-        Data(*featurizer([row.context for row in val_rows]), labelled.numbers[val]),
+        Data(*trim(featurizer.embedded(featurizer(contexts))), labels),
+        Data(*_embedded(featurizer, val_rows), labelled.numbers[val]),
         train_rows,
         val_rows,
         labelled,
@@ -134,16 +140,22 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     )
 
 
+def _embedded(featurizer: Featurizer, rows: Sequence[Example]) -> Bags:
+    return featurizer.embedded(featurizer([row.context for row in rows]))
+
+
 def make_recipe(
     config: FinetuneConfig, corpus: Corpus, progress: Progress
 ) -> tuple[Recipe, LoopConfig]:
     """Turns flags into what compiles and what loops."""
     num_buckets = len(corpus.labelled.buckets.labels)
-    steps = config.epochs * make_plan(config, corpus).optimizer_steps
+    steps_per_epoch = make_plan(config, corpus).optimizer_steps
+    epochs = config.epochs or min(20, max(4, 900 // steps_per_epoch))
+    steps = epochs * steps_per_epoch
     recipe = Recipe(
         model=ModelConfig(
             num_buckets=num_buckets,
-            feature_bits=corpus.featurizer.config.bits,
+            vocabulary=corpus.featurizer.num_rows,
             branch_widths=config.branch_widths(),
         ),
         objective=_objective(config, num_buckets, progress),
@@ -160,7 +172,7 @@ def make_recipe(
         ),
     )
     loop = LoopConfig(
-        epochs=config.epochs,
+        epochs=epochs,
         patience=config.early_stop_patience,
         ramp_epochs=config.pref_warmup_epochs,
         use_ema=config.ema_decay > 0 and not config.disable_ema_eval,
@@ -212,14 +224,16 @@ def measure_chat(chat: Chat, corpus: Corpus) -> dict[str, float]:
     rows = [row for row in corpus.val_rows if row.response][:_MEASURED]
     if not rows:
         return {}
-    best: tuple[float, float] = (-1.0, 0.0)
+    measured = []
     for weight in _BUCKET_WEIGHTS:
         chat.bucket_weight = weight
         is_right, confidence = _ask(chat, rows)
-        if is_right.mean() > best[0]:
-            best = (is_right.mean(), weight)
-            threshold = answer_threshold(confidence, is_right)
-    return {"bucket_weight": best[1], "min_confidence": threshold}
+        measured.append((is_right.mean(), weight, is_right, confidence))
+    _, weight, is_right, confidence = max(measured, key=lambda found: found[0])
+    return {
+        "bucket_weight": weight,
+        "min_confidence": answer_threshold(confidence, is_right),
+    }
 
 
 def _ask(chat: Chat, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

@@ -127,7 +127,8 @@ def test_draws_are_seeded_scale_free_and_greedy_at_zero():
 
 @pytest.fixture
 def featurizer():
-    return Featurizer(FeatureConfig(bits=12), np.ones(2**12, np.float32))
+    rows = np.arange(2**12, dtype=np.int32)
+    return Featurizer(FeatureConfig(bits=12), np.ones(2**12, np.float32), rows)
 
 
 @pytest.fixture

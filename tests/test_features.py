@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -5,7 +6,7 @@ import oracles
 import pytest
 
 from prefchat_jax.text.dialogue import Turn, as_context, weighted_turns
-from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, cosine
+from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, cosine, trim
 
 TEXTS = [
     "How do I reset my password?",
@@ -65,7 +66,9 @@ def test_separators_inside_a_text_do_not_shift_the_others(featurizer):
 
 
 def test_truncation_keeps_the_heaviest(featurizer):
-    small = Featurizer(FeatureConfig(bits=12, max_features=5), featurizer.idf)
+    small = dataclasses.replace(
+        featurizer, config=FeatureConfig(bits=12, max_features=5)
+    )
     full = _as_dict(featurizer.texts(TEXTS[:1]), 0)
     kept = _as_dict(small.texts(TEXTS[:1]), 0)
     assert (
@@ -73,12 +76,29 @@ def test_truncation_keeps_the_heaviest(featurizer):
     )
 
 
-def test_trimmed_rows_are_as_wide_as_most_need(featurizer):
-    contexts = [(Turn("user", text),) for text in ["ab"] * 99 + [" ".join(TEXTS)]]
-    trimmed, full = featurizer.trimmed(contexts), featurizer(contexts)
-    width = trimmed.ids.shape[1]
-    assert width < full.ids.shape[1]
-    np.testing.assert_array_equal(trimmed.ids, full.ids[:, :width])
+def test_rare_features_have_no_embedding(featurizer):
+    """Only what two of the texts hold gets a row; rows count from one."""
+    seen = [set(_as_dict(featurizer.texts([text]), 0)) for text in TEXTS]
+    shared = {i for i in range(2**12) if sum(i in ids for ids in seen) >= 2}
+    assert set(np.flatnonzero(featurizer.rows)) == shared
+    assert sorted(featurizer.rows[list(shared)]) == list(range(1, len(shared) + 1))
+    assert featurizer.num_rows > len(shared) and featurizer.num_rows % 256 == 0
+    bags = featurizer.texts(TEXTS)
+    embedded = featurizer.embedded(bags)
+    kept = embedded.ids > 0
+    np.testing.assert_array_equal(embedded.weights[kept], bags.weights[kept])
+    assert (embedded.weights[~kept] == 0).all()
+
+
+def test_trimming_keeps_what_most_rows_need(rng):
+    weights = np.zeros((100, 64), np.float32)
+    weights[:, 3:20] = rng.random((100, 17)) + 0.1
+    weights[0] = 1.0
+    ids = rng.integers(0, 9, (100, 64)).astype(np.int32)
+    small = trim(Bags(ids, weights))
+    assert small.ids.shape == (100, 32)
+    np.testing.assert_array_equal(small.weights[1:, :17], weights[1:, 3:20])
+    np.testing.assert_array_equal(small.ids[1:, :17], ids[1:, 3:20])
 
 
 def test_a_typo_stays_close_and_another_topic_far(featurizer):

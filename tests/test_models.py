@@ -22,7 +22,7 @@ SIZES = {0: (), 1: (8,), 2: (8, 12), 3: (8, 12, 16)}
 
 def _config(widths, **changes):
     return ModelConfig(
-        num_buckets=5, feature_bits=8, branch_widths=widths, **({"width": 16} | changes)
+        num_buckets=5, vocabulary=256, branch_widths=widths, **({"width": 16} | changes)
     )
 
 

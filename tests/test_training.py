@@ -151,7 +151,7 @@ def test_clipping_bounds_the_gradient_norm():
 def _recipe(accumulate=1, **changes):
     model = ModelConfig(
         num_buckets=3,
-        feature_bits=6,
+        vocabulary=64,
         branch_widths=(4,),
         width=8,
         hidden=8,

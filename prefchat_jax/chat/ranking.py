@@ -101,9 +101,9 @@ def score_terms(
         "question": weights.question / total * question,
         "response": weights.response / total * response,
     }
-    bucket = _bucket_evidence(entries.buckets, bucket_scores, sum(terms.values()))
+    bucket = _bucket_evidence(entries.buckets, bucket_scores, _total(terms))
     terms["bucket"] = bucket_weight / total * bucket
-    relevance = sum(terms.values())
+    relevance = _total(terms)
     shown = cosine(recent, entries.response_bags, bits)
     signal = np.array([style_signal(text, style) for text in entries.responses])
     terms["style"] = relevance * weights.style * signal
@@ -141,6 +141,10 @@ def draw(scores: np.ndarray, *, temperature: float, seed: int, among: int = 4) -
     probs = np.exp(logits - logits.max())
     rng = np.random.default_rng([seed, 0xD4])
     return int(rng.choice(len(probs), p=probs / probs.sum()))
+
+
+def _total(terms: Terms) -> np.ndarray:
+    return np.sum(list(terms.values()), axis=0)
 
 
 def _bucket_evidence(

@@ -208,7 +208,8 @@ class Chat:
             )
         ]
         bags = self._featurizer(contexts)
-        probs = _softmax(predict(self._model, self._params, *bags))
+        logits = predict(self._model, self._params, *self._featurizer.embedded(bags))
+        probs = _softmax(logits)
         shared = (time.perf_counter() - start) / max(len(messages), 1)
         replies = []
         for i, context in enumerate(contexts):
@@ -332,7 +333,7 @@ def load_model(run: RunDirectory) -> tuple[ModelConfig, Params]:
 
 def fingerprint(params: Params, featurizer: Featurizer) -> str:
     """A hash of everything that gives bucket numbers and feature ids a meaning."""
-    digest = hashlib.sha256(featurizer.idf.tobytes())
+    digest = hashlib.sha256(featurizer.idf.tobytes() + featurizer.rows.tobytes())
     for path, leaf in jax.tree.leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from prefchat_jax.chat.config import ChatSettings, PoolMode, StyleMode
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.console import output
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.run_directory import RunDirectory, read_json
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     from prefchat_jax.chat.session import Chat
 
     chat = Chat.load(given.weights, database=given.llm_db, settings=settings)
-    talk(chat, given, Console())
+    talk(chat, given, output())
 
 
 def check_shape(given: ChatFlags) -> None:

@@ -73,6 +73,12 @@ class TrainingProgress:
         self._console.print("  ".join(shown), highlight=False, soft_wrap=True)
 
 
+def output() -> Console:
+    """The console of a command; wide enough for tables where nobody looks."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A table whose first column is text and whose others are figures."""
     made = Table(title=title, title_justify="left", title_style="bold")

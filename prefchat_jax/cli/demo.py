@@ -14,7 +14,7 @@ from rich.console import Console
 
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags, show, talk
-from prefchat_jax.cli.console import TrainingProgress, table
+from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.training.config import FinetuneConfig
 
@@ -51,7 +51,7 @@ class DemoFlags:
 def main(argv: Sequence[str]) -> None:
     """Runs the demo; opens a chat only in a terminal."""
     given = flags.parse(DemoFlags, "demo", argv)
-    console = Console()
+    console = output()
     if given.corpus == "chitchat":
         _small_talk(console)
         return
@@ -61,14 +61,14 @@ def main(argv: Sequence[str]) -> None:
 
     start = time.perf_counter()
     data = importlib.resources.files("prefchat_jax") / "data"
-    output = given.output or str(_free_path(pathlib.Path("runs/demo")))
+    run = given.output or str(_free_path(pathlib.Path("runs/demo")))
     with (
         importlib.resources.as_file(data / "helpdesk.jsonl") as train,
         importlib.resources.as_file(data / "helpdesk_val.jsonl") as held_out,
     ):
         questions = read_records([held_out])
-        result = _train(str(train), output, console)
-        chat = Chat.load(output)
+        result = _train(str(train), run, console)
+        chat = Chat.load(run)
         _converse(chat, console)
         rows = list(_compare(str(train), given.seeds, result, questions, console))
     title = (
@@ -85,9 +85,9 @@ def main(argv: Sequence[str]) -> None:
         "p50 / p99 ms",
     ]
     console.print(table(title, columns, rows))
-    _next_steps(output, time.perf_counter() - start, console)
+    _next_steps(run, time.perf_counter() - start, console)
     if sys.stdin.isatty():
-        talk(chat, ChatFlags(weights=output, why=True), console)
+        talk(chat, ChatFlags(weights=run, why=True), console)
 
 
 def _train(train: str, output: str, console: Console) -> "Result":

@@ -5,8 +5,7 @@ import platform
 import sqlite3
 from collections.abc import Sequence
 
-from rich.console import Console
-
+from prefchat_jax.cli.console import output
 from prefchat_jax.errors import UserError
 
 _PACKAGES = (
@@ -39,4 +38,4 @@ def main(argv: Sequence[str]) -> None:
     lines["sqlite"] = sqlite3.sqlite_version
     lines["devices"] = ", ".join(str(device) for device in jax.devices())
     for name, value in lines.items():
-        Console().print(f"{name:<18}{value}", highlight=False, soft_wrap=True)
+        output().print(f"{name:<18}{value}", highlight=False, soft_wrap=True)

@@ -4,10 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from rich.console import Console
-
 from prefchat_jax.cli import flags
-from prefchat_jax.cli.console import table
+from prefchat_jax.cli.console import output, table
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.training.run_directory import write_json
 
@@ -48,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         write_json(given.json, figures)
     rows = [[name, _shown(value)] for name, value in figures.items()]
     title = f"{given.weights} on {', '.join(map(str, paths))}"
-    Console().print(table(title, ["figure", "value"], rows))
+    output().print(table(title, ["figure", "value"], rows))
 
 
 def _shown(value: float | int) -> str:

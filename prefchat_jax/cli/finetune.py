@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from prefchat_jax.cli import flags
-from prefchat_jax.cli.console import TrainingProgress
+from prefchat_jax.cli.console import TrainingProgress, output
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.training.config import FinetuneConfig
 
@@ -16,7 +14,7 @@ def main(argv: Sequence[str]) -> None:
     select_device(config.device)
     from prefchat_jax.finetune import finetune
 
-    console = Console()
+    console = output()
     with TrainingProgress(console) as progress:
         result = finetune(config, progress)
     best = result.fit.history[result.fit.best_epoch - 1]

@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.console import output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,4 +29,4 @@ def main(argv: Sequence[str]) -> None:
 
     paths = corpus_paths(given.data, given.data_manifest)
     added, total = index(given.weights, paths, database=given.llm_db)
-    Console().print(f"{added} rows added, {total} answers stored", highlight=False)
+    output().print(f"{added} rows added, {total} answers stored", highlight=False)

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from prefchat_jax.cli.console import table
+from prefchat_jax.cli.console import output, table
 from prefchat_jax.errors import UserError
 
 
@@ -14,7 +12,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"`prefchat losses` takes no {argv[0]!r}.")
     from prefchat_jax.training.objective import GROUP_EQUATIONS, LINKS
 
-    console = Console(width=None)
+    console = output()
     rows = [[name, *row] for name, row in LINKS.items()]
     rows.append(["module:function", "your own, of margins [..., K]", "", "--pref_beta"])
     columns = ["--pref_objective", "loss of one margin", "paper", "hyper-parameter"]

@@ -38,5 +38,5 @@ def response_rows(
     if len(rows) > limit:
         drawn = np.random.default_rng([seed, 0x5E]).permutation(len(rows))[:limit]
         rows = [rows[i] for i in sorted(drawn)]
-    contexts = [(Turn("user", sentence),) for sentence, _ in rows]
+    contexts: list[Context] = [(Turn("user", sentence),) for sentence, _ in rows]
     return contexts, np.array([bucket for _, bucket in rows], np.int32)

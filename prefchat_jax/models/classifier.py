@@ -19,7 +19,7 @@ class ModelConfig:
     """The shape of a bucket classifier. Hashable: a static argument of jit."""
 
     num_buckets: int
-    feature_bits: int
+    vocabulary: int
     branch_widths: tuple[int, ...]
     width: int = 64
     hidden: int = 128
@@ -31,7 +31,7 @@ class BucketClassifier(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.encoder = BagEncoder(
-            2**config.feature_bits,
+            config.vocabulary,
             config.width,
             hidden=config.hidden,
             feature_dropout=config.feature_dropout,

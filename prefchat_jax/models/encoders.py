@@ -9,7 +9,7 @@ class BagEncoder(nnx.Module):
     """An embedding bag, a residual MLP, and a final norm.
 
     Args:
-      vocabulary: number of feature ids.
+      vocabulary: number of embeddings.
       width: size of the vectors.
       hidden: hidden units of the residual MLP.
       feature_dropout: share of the features of a bag that a training step

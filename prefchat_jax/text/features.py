@@ -46,12 +46,14 @@ class FeatureConfig:
     Words live in the upper half of the ids and character n-grams in the lower.
     Each half is normalised on its own, since a text has many more character
     n-grams than words; `word_share` is the words' part of the squared norm.
+    An embedding is learned for what at least `min_count` training texts hold.
     """
 
-    bits: int = 15
+    bits: int = 16
     char_ngrams: tuple[int, ...] = (3, 4)
     word_share: float = 0.5
     max_features: int = 192
+    min_count: int = 2
     turns: TurnWeights = dataclasses.field(default_factory=TurnWeights)
 
 
@@ -62,10 +64,13 @@ class Featurizer:
     Attributes:
       config: what is hashed.
       idf: float32 `[2**bits]` inverse document frequencies.
+      rows: int32 `[2**bits]` the embedding of each id, counted from 1; 0 for
+        an id that is too rare to learn.
     """
 
     config: FeatureConfig
     idf: np.ndarray
+    rows: np.ndarray
 
     @classmethod
     def fit(cls, contexts: Sequence[Context], config: FeatureConfig) -> "Featurizer":
@@ -76,7 +81,16 @@ class Featurizer:
             _, ids, _ = _term_frequencies(texts, config)
             counts += np.bincount(ids, minlength=len(counts))
         idf = np.log((len(contexts) + 1) / (counts + 1)) + 1
-        return cls(config, idf.astype(np.float32))
+        learned = counts >= config.min_count
+        rows = np.where(learned, np.cumsum(learned), 0)
+        return cls(config, idf.astype(np.float32), rows.astype(np.int32))
+
+    @property
+    def num_rows(self) -> int:
+        """Embeddings to learn, rounded up so that similar corpora compile once."""
+        used = int(self.rows.max()) + 1
+        step = max(256, 1 << (used.bit_length() - 4))
+        return -(-used // step) * step
 
     def __call__(self, contexts: Sequence[Context]) -> Bags:
         """Featurises `contexts` (each a sequence of turns, oldest first)."""
@@ -90,16 +104,10 @@ class Featurizer:
         """Featurises single texts, such as responses or stored questions."""
         return self([(Turn("user", text),) for text in texts])
 
-    def trimmed(self, contexts: Sequence[Context], quantile: float = 0.98) -> Bags:
-        """Featurises many contexts, no wider than most of them need.
-
-        The longest few lose their lightest features; the columns that training
-        gathers shrink to what the given share of the contexts uses.
-        """
-        bags = self(contexts)
-        lengths = np.sum(bags.weights > 0, axis=1)
-        width = max(int(np.quantile(lengths, quantile)), 1) if len(lengths) else 1
-        return Bags(bags.ids[:, :width], bags.weights[:, :width])
+    def embedded(self, bags: Bags) -> Bags:
+        """The bags by embedding row; what has no embedding weighs nothing."""
+        ids = self.rows[bags.ids]
+        return Bags(ids, np.where(ids > 0, bags.weights, np.float32(0)))
 
     def _block(self, contexts: Sequence[Context]) -> Bags:
         weighted = [weighted_turns(c, self.config.turns) for c in contexts]
@@ -117,6 +125,23 @@ class Featurizer:
         shares = np.sqrt([1 - self.config.word_share, self.config.word_share])
         weights *= shares[is_word] / norms[half]
         return _pad(doc, ids, weights, len(contexts), self.config)
+
+
+def trim(bags: Bags, quantile: float = 0.98) -> Bags:
+    """Moves what weighs something to the left, and cuts what few rows need.
+
+    The longest few rows lose their lightest features; training then gathers no
+    more columns than the given share of the rows uses, rounded up to 16 so that
+    similar corpora compile once.
+    """
+    unused = bags.weights == 0
+    order = np.argsort(unused, axis=1, kind="stable")
+    lengths = np.sum(~unused, axis=1)
+    needed = int(np.quantile(lengths, quantile)) if len(lengths) else 1
+    width = min(-(-max(needed, 1) // 16) * 16, bags.ids.shape[1])
+    order = order[:, :width]
+    take = lambda x: np.take_along_axis(x, order, axis=1)
+    return Bags(take(bags.ids), take(bags.weights))
 
 
 def cosine(query: Bags, keys: Bags, bits: int) -> np.ndarray:

@@ -77,8 +77,8 @@ class FinetuneConfig:
     pref_warmup_epochs: float = 1.0
     """Epochs over which the preference weight grows from 0."""
 
-    epochs: int = 20
-    """Passes over the training rows."""
+    epochs: int | None = None
+    """Passes over the training rows [20; fewer for over 11,000 rows]."""
     batch_size: int | None = None
     """Rows of a micro-batch [256; less for a corpus of under 4,096 rows]."""
     grad_accum_steps: int = 1

@@ -3,7 +3,7 @@
 ```
 config.json        settings, shapes, versions, the data's fingerprint
 labels.json        the buckets, in the order of the logits
-features.npz       document frequencies of the features
+features.npz       document frequencies and embedding rows of the features
 checkpoints/       orbax steps, the best and the last one
 responses.db       stored replies (SQLite), bound to the best step
 metrics.jsonl      one line for every chunk of training steps and every epoch
@@ -15,6 +15,7 @@ import dataclasses
 import os
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,7 +116,7 @@ class RunDirectory:
     def write_features(self, featurizer: Featurizer) -> None:
         """Stores the document frequencies."""
         with write_aside(self.path / "features.npz") as aside, aside.open("wb") as file:
-            np.savez_compressed(file, idf=featurizer.idf)
+            np.savez_compressed(file, idf=featurizer.idf, rows=featurizer.rows)
 
     def featurizer(self) -> Featurizer:
         """Rebuilds the featurizer that the run was trained with."""
@@ -124,9 +125,11 @@ class RunDirectory:
         config["char_ngrams"] = tuple(config["char_ngrams"])
         path = self.path / "features.npz"
         try:
-            with np.load(path) as arrays:
-                return Featurizer(FeatureConfig(**config), arrays["idf"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            with path.open("rb") as file, np.load(file) as arrays:
+                return Featurizer(
+                    FeatureConfig(**config), arrays["idf"], arrays["rows"]
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read ({error}): train again.") from error
 
 
