@@ -30,7 +30,7 @@ class Majority:
 
 
 class BM25:
-    """The answer of the stored question with the highest BM25 score.
+    """BM25 scores of texts.
 
     Scores by `bm25s` (Lù, https://arxiv.org/abs/2407.03618), its defaults,
     English stop words removed.
@@ -64,11 +64,12 @@ class BM25:
 
 
 class BM25Answers:
-    """Answers with the response of the best stored question."""
+    """Answers with the response of the best entry: its question and its response."""
 
     def __init__(self, examples: Sequence[Example]):
         self._responses = [example.response for example in examples]
-        self._index = BM25([example.question for example in examples])
+        texts = [f"{example.question} {example.response}" for example in examples]
+        self._index = BM25(texts)
 
     def answer(self, questions: Sequence[str]) -> Answers:
         """The response of the highest score; the score is the confidence."""

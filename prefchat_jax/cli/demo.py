@@ -113,6 +113,7 @@ def _train(train: str, output: str, console: Console) -> "Result":
 def _converse(chat: "Chat", console: Console) -> None:
     """Plays a fixed conversation: a typo, a follow-up, brevity, a refusal."""
     history: list[tuple[str, str]] = []
+    chat.reply("hello")  # Compiles.
     for message, goes_on in CONVERSATION:
         history = history if goes_on else []
         console.print(f"> {message}", style="bold", highlight=False)
@@ -127,6 +128,7 @@ def _compare(
 ) -> Iterator[list[str]]:
     """One row for each system, all judged on the same questions."""
     from prefchat_jax.baselines import BM25Answers, Majority
+    from prefchat_jax.chat.session import Chat
 
     corpus = result.corpus
     for name, made in (
@@ -134,12 +136,13 @@ def _compare(
         ("BM25 (bm25s)", BM25Answers(corpus.train_rows)),
     ):
         yield [name, *_shown([_judge_baseline(made, corpus.val_rows, questions)])]
-    for name, weight in (("CE alone", 0.0), ("CE + preference", None)):
-        with console.status(f"{name}: {seeds} seeds"):
-            judged = [
-                _judge_run(train, seed, weight, questions) for seed in range(seeds)
-            ]
-        yield [f"prefchat, {name}", *_shown(judged)]
+    with console.status("cross-entropy alone"):
+        plain = [_judge_seed(train, seed, 0.0, questions) for seed in range(seeds)]
+    yield ["prefchat, CE alone", *_shown(plain)]
+    with console.status("cross-entropy + preference"):
+        first = _judge_chat(Chat.load(result.run.path), questions)  # Seed 0.
+        others = [_judge_seed(train, seed, None, questions) for seed in range(1, seeds)]
+    yield ["prefchat, CE + preference", *_shown([first, *others])]
 
 
 Judged = tuple["Outcome", Sequence[float]]
@@ -170,11 +173,11 @@ def _judge_baseline(system, val_rows, questions: "Records") -> Judged:
     return outcome(predicted[:count], labels, np.array(refused[count:])), times
 
 
-def _judge_run(
+def _judge_seed(
     train: str, seed: int, weight: float | None, questions: "Records"
 ) -> Judged:
+    """Trains one more model, with another preference weight if one is given."""
     from prefchat_jax.chat.session import Chat
-    from prefchat_jax.evaluation import outcome
     from prefchat_jax.finetune import finetune
 
     with tempfile.TemporaryDirectory() as folder:
@@ -182,11 +185,16 @@ def _judge_run(
         if weight is not None:
             config = dataclasses.replace(config, pref_weight=weight)
         finetune(config)
-        chat = Chat.load(folder)
-        chat.reply("warm up")
-        ask = lambda row: chat.reply(row.question, style="balanced", creativity=0.0)
-        inside = [ask(row) for row in questions.examples]
-        outside = [ask(row) for row in questions.out_of_scope]
+        return _judge_chat(Chat.load(folder), questions)
+
+
+def _judge_chat(chat: "Chat", questions: "Records") -> Judged:
+    from prefchat_jax.evaluation import outcome
+
+    ask = lambda row: chat.reply(row.question, style="balanced", creativity=0.0)
+    ask(questions.examples[0])  # Compiles.
+    inside = [ask(row) for row in questions.examples]
+    outside = [ask(row) for row in questions.out_of_scope]
     predicted = [
         "" if reply.abstained else reply.candidates[0].response for reply in inside
     ]

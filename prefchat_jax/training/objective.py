@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib
+import os
+import sys
 from typing import NamedTuple
 
 import jax
@@ -87,11 +89,13 @@ def resolve_link(name: str, margin: float) -> losses.Link:
             f"--pref_objective {name}: use {', '.join(LINKS)}, or module:function "
             "for your own function of margins [..., K]."
         )
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)  # As `python -m` does; the command does not.
     try:
         return getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"--pref_objective {name}: {error}. Check the name and PYTHONPATH."
+            f"--pref_objective {name}: {error}. It must be importable from here."
         ) from error
 
 
