@@ -36,12 +36,13 @@ def run(shapes: Sequence[tuple[int, int, int]], repeats: int) -> list[dict]:
         labels = jnp.arange(batch) % buckets
         key = jax.random.key(1)
         for name in LINKS:
+            link, beta = resolve_link(name)
             for group in GROUPS:
                 objective = Objective(
                     weight=1.0,
-                    link=resolve_link(name, 0.2),
+                    link=link,
                     group=GROUPS[group],
-                    beta=2.0 if name == "sigmoid" else 1.0,
+                    beta=beta,
                     num_negatives=negatives,
                     hard_ratio=0.78,
                     confidence=True,

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from prefchat_jax.chat.session import load_model
 from prefchat_jax.cli.console import table
 from prefchat_jax.evaluation import macro_f1, paired_bootstrap
 from prefchat_jax.finetune import finetune
-from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.checkpoints import load_model
+from prefchat_jax.training.config import FinetuneConfig, ModelSize
 from prefchat_jax.training.objective import GROUPS, LINKS
 from prefchat_jax.training.steps import predict
 
@@ -40,7 +40,7 @@ class Config:
     epochs: int | None = None
     val_split: float = 0.1
     pref_weight: float = 0.2
-    model_size: str = "large"
+    model_size: ModelSize = "large"
 
 
 def variants(config: Config) -> dict[str, dict[str, Any]]:
@@ -70,7 +70,7 @@ def run(config: Config) -> list[dict]:
                     seed=seed,
                     epochs=config.epochs,
                     val_split=config.val_split,
-                    model_size=config.model_size,  # pyrefly: ignore[bad-argument-type]
+                    model_size=config.model_size,
                 )
                 result = finetune(dataclasses.replace(settings, **changes))
                 model, params = load_model(result.run)

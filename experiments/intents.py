@@ -23,16 +23,16 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from prefchat_jax.chat.session import load_model
 from prefchat_jax.cli.console import table
 from prefchat_jax.datasets.labels import Buckets
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.evaluation import macro_f1, paired_bootstrap
 from prefchat_jax.finetune import finetune
+from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.steps import predict
 
-CE_ALONE = "large, CE alone"
+CE_ALONE = "default, CE alone"
 
 
 def svm_predictions(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -84,8 +84,9 @@ def run(folder: pathlib.Path, sizes: Sequence[str], seeds: int) -> list[dict]:
             "macro_f1": macro_f1(svm, right),
         }
     ]
-    variants: dict[str, dict] = {size: {"model_size": size} for size in sizes}
-    variants[CE_ALONE] = {"model_size": "large", "pref_weight": 0.0}
+    variants: dict[str, dict] = {"default": {}}
+    variants |= {size: {"model_size": size} for size in sizes}
+    variants[CE_ALONE] = {"pref_weight": 0.0}
     for name, changes in variants.items():
         found = [our_predictions(folder, seed, **changes) for seed in range(seeds)]
         correct = np.array([predicted == right for predicted, _, _ in found])
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["banking77", "clinc150", "hwu64"])
-    parser.add_argument("--sizes", nargs="+", default=["large"])
+    parser.add_argument("--sizes", nargs="+", default=[])
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args(argv)
     cells = []

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from prefchat_jax.chat.config import ChatSettings
-from prefchat_jax.chat.session import Chat, load_model
+from prefchat_jax.chat.session import Chat, Reply
 from prefchat_jax.datasets.labels import Buckets
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.text.dialogue import Example
+from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.run_directory import RunDirectory
-from prefchat_jax.training.steps import predict
+from prefchat_jax.training.steps import predict, score
 
 
 class Outcome(NamedTuple):
@@ -80,9 +81,13 @@ def answer_threshold(confidence: np.ndarray, is_right: np.ndarray) -> float:
         return 0.0
     order = np.argsort(-confidence, kind="stable")
     gain = np.cumsum(np.where(is_right[order], 1, -1))
-    # The last maximum lets most answers through.
-    last = len(gain) - 1 - np.argmax(gain[::-1])
-    return float(confidence[order[last]])
+    if gain.max() < 0:
+        return 1.0  # Refusing everything is better.
+    # The last maximum lets most answers through; halfway to the next row, since
+    # the threshold lies somewhere between the two.
+    last = len(gain) - 1 - int(np.argmax(gain[::-1]))
+    below = confidence[order[last + 1]] if last + 1 < len(order) else 0.0
+    return float((confidence[order[last]] + below) / 2)
 
 
 def paired_bootstrap(
@@ -145,17 +150,17 @@ def evaluate_run(
     directory = RunDirectory.open(run)
     records = read_records(paths)
     figures: dict[str, float | int] = {"rows": len(records.examples)}
-    config = directory.config()
-    if config["labels_given"] and records.examples:
-        figures |= _bucket_figures(directory, records.examples)
+    labelled = [example for example in records.examples if example.label is not None]
+    if directory.config()["labels_given"] and labelled:
+        figures |= _bucket_figures(directory, labelled)
     answered = [example for example in records.examples if example.response]
-    chat = Chat.load(run, settings=settings)
-    if len(chat) and answered:
-        figures |= _reply_figures(chat, answered)
-    if len(chat) and records.out_of_scope:
-        replies = chat.reply_batch([row.question for row in records.out_of_scope])
-        figures["out_of_scope_rows"] = len(replies)
-        figures["refused"] = float(np.mean([reply.abstained for reply in replies]))
+    with Chat.load(run, settings=settings) as chat:
+        if len(chat) and answered:
+            figures |= _reply_figures(chat, answered)
+        if len(chat) and records.out_of_scope:
+            replies = [_ask(chat, row) for row in records.out_of_scope]
+            figures["out_of_scope_rows"] = len(replies)
+            figures["refused"] = float(np.mean([reply.abstained for reply in replies]))
     return figures
 
 
@@ -165,25 +170,19 @@ def _bucket_figures(run: RunDirectory, examples: Sequence[Example]) -> dict[str,
     model, params = load_model(run)
     featurizer = run.featurizer()
     bags = featurizer([example.context for example in examples])
-    logits = predict(model, params, *featurizer.embedded(bags)).astype(np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    predicted = logits.argmax(axis=1)
-    gold = np.take_along_axis(log_probs, numbers[:, None], axis=1)
+    logits = predict(model, params, *featurizer.embedded(bags))
+    scored = score(logits, numbers)
     return {
-        "accuracy": float(np.mean(predicted == numbers)),
-        "macro_f1": macro_f1(predicted, numbers),
-        "cross_entropy": -float(gold.mean()),
+        "accuracy": scored["accuracy"],
+        "macro_f1": macro_f1(logits.argmax(axis=1), numbers),
+        "cross_entropy": scored["loss"],
     }
 
 
 def _reply_figures(chat: Chat, examples: Sequence[Example]) -> dict[str, float]:
     """Each reply on its own, as in a conversation, after one to warm up."""
-    ask = lambda example: chat.reply(
-        example.question, history=example.context[:-1], style="balanced", creativity=0.0
-    )
-    ask(examples[0])
-    replies = [ask(example) for example in examples]
+    _ask(chat, examples[0])
+    replies = [_ask(chat, example) for example in examples]
     right = [
         not reply.abstained and reply.candidates[0].response == example.response
         for reply, example in zip(replies, examples, strict=True)
@@ -197,3 +196,9 @@ def _reply_figures(chat: Chat, examples: Sequence[Example]) -> dict[str, float]:
         "p50_ms": float(np.percentile(times, 50)),
         "p99_ms": float(np.percentile(times, 99)),
     }
+
+
+def _ask(chat: Chat, example: Example) -> Reply:
+    return chat.reply(
+        example.question, history=example.context[:-1], style="balanced", creativity=0.0
+    )

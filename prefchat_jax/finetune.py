@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import prefchat_jax
-from prefchat_jax.chat.session import Chat, load_model
+from prefchat_jax.chat.session import Chat
 from prefchat_jax.datasets.labels import Labelled, assign_buckets
 from prefchat_jax.datasets.records import Records, corpus_paths, read_records
 from prefchat_jax.datasets.responses import response_rows
@@ -17,7 +17,7 @@ from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.datasets.split import split_rows
 from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation import answer_threshold
-from prefchat_jax.indexing import build_store
+from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.models.classifier import ModelConfig, Params, init_params
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.text.features import (
@@ -27,8 +27,9 @@ from prefchat_jax.text.features import (
     Featurizer,
     trim,
 )
+from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
-from prefchat_jax.training.loop import Data, Fit, LoopConfig, Progress, fit
+from prefchat_jax.training.loop import Fit, LoopConfig, Progress, fit
 from prefchat_jax.training.objective import GROUPS, Objective, resolve_link
 from prefchat_jax.training.optimizers import OptimizerConfig
 from prefchat_jax.training.run_directory import (
@@ -36,7 +37,7 @@ from prefchat_jax.training.run_directory import (
     RunDirectory,
     write_json,
 )
-from prefchat_jax.training.steps import Recipe
+from prefchat_jax.training.steps import Recipe, Rows
 
 _BUCKET_WEIGHTS = (1.0, 0.5, 0.25, 0.1, 2.0, 4.0)  # Ties go to the first.
 _MEASURED = 200  # Validation rows that are asked.
@@ -45,8 +46,8 @@ _MEASURED = 200  # Validation rows that are asked.
 class Corpus(NamedTuple):
     """Featurised training and validation rows, and what they came from."""
 
-    train: Data
-    val: Data
+    train: Rows
+    val: Rows
     train_rows: list[Example]
     val_rows: list[Example]
     labelled: Labelled
@@ -86,14 +87,14 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     run = _open_run(config)
     corpus = load_corpus(config, progress)
     recipe, loop = make_recipe(config, corpus, progress)
-    plan = make_plan(config, corpus)
+    params = _initial_params(config, recipe.model, corpus)
     if config.resume:
         _check_same_run(run, config, corpus)
     else:
         _write_description(run, config, corpus, recipe)
-    params = _initial_params(config, recipe.model)
+    plan = make_plan(config, corpus)
     result = fit(run, recipe, loop, params, corpus.train, corpus.val, plan, progress)
-    finish_run(run, result.best_epoch, corpus, progress)
+    finish_run(run, result, corpus)
     if config.meta:
         write_json(config.meta, _metadata(run, result))
     return Result(run, result, time.perf_counter() - start, corpus)
@@ -122,7 +123,11 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     )
     train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
     contexts = [row.context for row in train_rows]
-    featurizer = Featurizer.fit(contexts, features)
+    featurizer = (
+        RunDirectory.open(config.weights).featurizer()  # Its rows, its table.
+        if config.weights
+        else Featurizer.fit(contexts, features)
+    )
     labels = labelled.numbers[train]
     if config.learn_from_responses:
         more, more_labels = response_rows(
@@ -130,8 +135,8 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         )
         contexts, labels = contexts + more, np.concatenate([labels, more_labels])
     return Corpus(
-        Data(*trim(featurizer.embedded(featurizer(contexts))), labels),
-        Data(*_embedded(featurizer, val_rows), labelled.numbers[val]),
+        Rows(*trim(featurizer.embedded(featurizer(contexts))), labels),
+        Rows(*_embedded(featurizer, val_rows), labelled.numbers[val]),
         train_rows,
         val_rows,
         labelled,
@@ -149,6 +154,8 @@ def make_recipe(
 ) -> tuple[Recipe, LoopConfig]:
     """Turns flags into what compiles and what loops."""
     num_buckets = len(corpus.labelled.buckets.labels)
+    if config.early_stop_patience and not len(corpus.val.ids):
+        progress.notice("--early_stop_patience needs validation rows: there are none")
     steps_per_epoch = make_plan(config, corpus).optimizer_steps
     epochs = config.epochs or min(20, max(4, 900 // steps_per_epoch))
     steps = epochs * steps_per_epoch
@@ -192,22 +199,23 @@ def make_plan(config: FinetuneConfig, corpus: Corpus) -> EpochPlan:
     )
 
 
-def finish_run(
-    run: RunDirectory, best_epoch: int, corpus: Corpus, progress: Progress
-) -> None:
-    """Binds the store and the abstention threshold to the best checkpoint."""
+def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
+    """Binds the store and what chat needs to know to the best checkpoint."""
     config = run.config() | {
-        "best_epoch": best_epoch,
+        "best_epoch": result.best_epoch,
+        "last_epoch": len(result.history),
         "min_confidence": 0.0,
         "bucket_weight": 1.0,
     }
     run.write_json("config.json", config)
     _, params = load_model(run)
-    labels = corpus.train.labels[: len(corpus.train_rows)]
-    pairs = zip(corpus.train_rows, labels, strict=True)
-    rows = [(example, int(bucket)) for example, bucket in pairs if example.response]
-    build_store(run.store, corpus.featurizer, params, rows)
-    run.write_json("config.json", config | measure_chat(Chat.load(run.path), corpus))
+    if not is_store_of(run.store, corpus.featurizer, params):
+        labels = corpus.train.labels[: len(corpus.train_rows)]
+        pairs = zip(corpus.train_rows, labels, strict=True)
+        rows = [(row, int(bucket)) for row, bucket in pairs if row.response]
+        build_store(run.store, corpus.featurizer, params, rows)
+    with Chat.load(run.path) as chat:
+        run.write_json("config.json", config | measure_chat(chat, corpus))
 
 
 def measure_chat(chat: Chat, corpus: Corpus) -> dict[str, float]:
@@ -221,9 +229,10 @@ def measure_chat(chat: Chat, corpus: Corpus) -> dict[str, float]:
       What changes in config.json: nothing without validation rows that have
       replies.
     """
-    rows = [row for row in corpus.val_rows if row.response][:_MEASURED]
+    rows = [row for row in corpus.val_rows if row.response]
     if not rows:
         return {}
+    rows = rows[:: -(-len(rows) // _MEASURED)]  # Evenly: files are often sorted.
     measured = []
     for weight in _BUCKET_WEIGHTS:
         chat.bucket_weight = weight
@@ -285,13 +294,15 @@ def _objective(
             f"--pref_group_size {config.pref_group_size} cut to {group_size}: there "
             f"are {num_buckets} buckets"
         )
-    default_beta = 1.0 if config.pref_objective == "repo_relu" else 2.0
+    link, beta = resolve_link(
+        config.pref_objective, beta=config.pref_beta, margin=config.pref_margin
+    )
     return Objective(
         label_smoothing=config.label_smoothing,
         weight=config.pref_weight,
-        link=resolve_link(config.pref_objective, config.pref_margin or 0.2),
+        link=link,
         group=GROUPS[config.pref_group_estimator],
-        beta=config.pref_beta or default_beta,
+        beta=beta,
         num_negatives=group_size,
         hard_ratio=config.hard_negative_ratio,
         confidence=config.adaptive_pref_weighting,
@@ -310,21 +321,34 @@ def _warmup_steps(config: FinetuneConfig, steps: int, progress: Progress) -> int
     return cut
 
 
-def _initial_params(config: FinetuneConfig, model: ModelConfig) -> Params:
+def _initial_params(
+    config: FinetuneConfig, model: ModelConfig, corpus: Corpus
+) -> Params:
     if not config.weights:
         return init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
     source = RunDirectory.open(config.weights)
     shape, params = load_model(source)
-    if shape != model:
-        changes = [
-            f"{name} {getattr(shape, name)} there, {value} here"
-            for name, value in dataclasses.asdict(model).items()
-            if getattr(shape, name) != value
-        ]
+    theirs = dataclasses.asdict(shape) | {"labels": _labels(source)}
+    ours = dataclasses.asdict(model) | {"labels": list(corpus.labelled.buckets.labels)}
+    changes = [
+        f"{name} {_short(theirs[name])} there, {_short(value)} here"
+        for name, value in ours.items()
+        if theirs[name] != value
+    ]
+    if changes:
         raise UserError(
             f"--weights {config.weights} has another shape: {'; '.join(changes)}."
         )
     return params
+
+
+def _labels(run: RunDirectory) -> list[str | int]:
+    return [bucket["label"] for bucket in run.read_json("labels.json")]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _write_description(

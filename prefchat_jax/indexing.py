@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from prefchat_jax.chat.session import fingerprint, load_model
 from prefchat_jax.chat.store import NO_BUCKET, ResponseStore
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.text.dialogue import Example, Turn
 from prefchat_jax.text.features import Bags, Featurizer
+from prefchat_jax.training.checkpoints import fingerprint, load_model
 from prefchat_jax.training.run_directory import RunDirectory, write_aside
 
 
@@ -41,8 +41,10 @@ def index(
     run = RunDirectory.open(weights)
     _, params = load_model(run)
     featurizer = run.featurizer()
-    labels = [str(bucket["label"]) for bucket in run.read_json("labels.json")]
-    number = {label: i for i, label in enumerate(labels)}
+    number = {}
+    if run.config()["labels_given"]:  # Clusters have numbers of their own.
+        buckets = run.read_json("labels.json")
+        number = {str(bucket["label"]): i for i, bucket in enumerate(buckets)}
     rows = [
         (example, number.get(str(example.label), NO_BUCKET))
         for example in read_records(paths).examples
@@ -90,6 +92,15 @@ def add_examples(
         featurizer([example.context for example in examples]),
         Bags(bags.ids[places], bags.weights[places]),
     )
+
+
+def is_store_of(path: pathlib.Path, featurizer: Featurizer, params: Params) -> bool:
+    """Whether a store is there already and belongs to this checkpoint."""
+    try:
+        ResponseStore.open(path, **_identity(featurizer, params)).close()
+    except UserError:
+        return False
+    return True
 
 
 def _identity(featurizer: Featurizer, params: Params) -> dict:

@@ -1,15 +1,8 @@
-"""Shape checks, dtypes and masked reductions that every loss shares."""
+"""Dtypes and masked reductions that every loss shares."""
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-
-
-def check_same_shape(**arrays: ArrayLike) -> None:
-    """Raises `ValueError` naming every argument unless all shapes are equal."""
-    shapes = {name: jnp.shape(value) for name, value in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"Expected equal shapes, got {shapes}.")
 
 
 def as_float(values: ArrayLike) -> jax.Array:

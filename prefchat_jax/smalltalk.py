@@ -42,8 +42,9 @@ def compare_retrieval(seed: int = 0) -> dict[str, Ranks]:
     right = np.zeros(len(rows), np.int64)
     featurizer = Featurizer.fit([context for context, _ in train], FeatureConfig())
     queries = featurizer([context for context, _ in rows])
+    contexts = [" ".join(turn.content for turn in c) for c, _ in rows]
     ours = cosine(queries, featurizer.texts(responses), featurizer.config.bits)
-    bm25 = BM25(responses).scores([context[-1].content for context, _ in rows])
+    bm25 = BM25(responses).scores(contexts)
     scores = {"BM25 (bm25s)": bm25, "hashed features": ours}
     return {
         name: rank_metrics(np.take_along_axis(matrix, pools, axis=1), right)

@@ -82,7 +82,10 @@ def test_the_style_is_read_from_the_message(message, style):
 def test_cues_that_only_ask_for_brevity_are_not_searched_for():
     assert strip_cues("briefly, what is DPO?") == "what is DPO?"
     assert strip_cues("compare DPO and IPO") == "compare DPO and IPO"
+    assert strip_cues("what is DPO, in short?") == "what is DPO"
     assert strip_cues("briefly") == "briefly"
+    for content in ("do you sell short sleeves?", "where is the summary report?"):
+        assert strip_cues(content) == content
 
 
 def test_styles_show_the_same_text_differently():
@@ -95,6 +98,9 @@ def test_styles_show_the_same_text_differently():
     assert show("analyst").startswith("1) Open the app. 2) Press")
     assert show("creative").endswith(text) and show("creative") != text
     assert show("creative", 0.1) == text
+    laid_out = "Run this.\nThen that.\n- a"
+    for style in ("concise", "analyst"):
+        assert stylise(laid_out, style, creativity=0.0, message="m") == laid_out
 
 
 # --- ranking
@@ -329,6 +335,26 @@ def test_temperature_draws_repeatably(chat):
     assert len(set(again)) == 1
 
 
+def test_clean_up_comes_before_the_style(own_run):
+    chat = Chat.load(own_run, settings=NEVER)
+    chat.add("vase", "Sure. Click save now. Click save now. Then wait.")
+    assert (
+        chat.reply("vase", style="analyst").text == "1) Click save now. 2) Then wait."
+    )
+    assert chat.reply("vase", style="concise").text == "Click save now. Then wait."
+
+
+def test_a_draw_is_never_refused_where_the_best_reply_is_not(run):
+    best = Chat.load(run.run.path, settings=NEVER).reply("where is my parcel")
+    bound = ChatSettings(min_confidence=best.confidence - 0.01)
+    chat = Chat.load(run.run.path, settings=bound)
+    replies = [
+        chat.reply("where is my parcel", temperature=5.0, seed=s) for s in range(20)
+    ]
+    assert not any(reply.abstained for reply in replies)
+    assert all(reply.candidates == replies[0].candidates for reply in replies)
+
+
 def test_added_answers_are_found_at_once_and_stay(own_run):
     chat = Chat.load(own_run, settings=NEVER)
     chat.add("do you sell umbrellas", "Yes, at the counter.")
@@ -341,14 +367,11 @@ def test_added_answers_are_found_at_once_and_stay(own_run):
         chat.add("", "x")
 
 
-def test_chat_loads_from_the_orbax_step_alone(own_run, run):
-    """No export stands beside the checkpoint, and the last step is not needed."""
+def test_chat_loads_from_the_orbax_step_alone(own_run):
+    """No export stands beside the checkpoint, and the state to resume is not read."""
     before = Chat.load(own_run, settings=NEVER).reply("money back")
-    best = str(run.fit.best_epoch)
-    for step in (own_run / "checkpoints").iterdir():
-        if step.name != best:
-            shutil.rmtree(step)
-    shutil.rmtree(own_run / "checkpoints" / best / "train", ignore_errors=True)
+    (step,) = (own_run / "checkpoints").iterdir()
+    shutil.rmtree(step / "last")
     after = Chat.load(own_run, settings=NEVER).reply("money back")
     assert before.candidates == after.candidates
 
@@ -357,7 +380,11 @@ def test_index_extends_and_rebuilds(own_run, corpus_path, tmp_path):
     more = tmp_path / "more.jsonl"
     more.write_text('{"user": "got umbrellas", "assistant": "Yes."}\n')
     added, total = index(own_run, [more])
-    assert (added, total) == (1, len(Chat.load(own_run)))
+    with Chat.load(own_run) as chat:
+        assert (added, total) == (1, len(chat))
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text('{"user": "u", "assistant": "a", "label": "nowhere"}\n')
+    assert index(own_run, [foreign])[0] == 1
     (own_run / "responses.db").unlink()
     with pytest.raises(UserError, match="prefchat index"):
         Chat.load(own_run)

@@ -285,7 +285,7 @@ BAD_INPUT = {
     "one class only": (ROW * 3, r"All 3 rows have the label 'x'"),
     "one reply only": (
         '{"user": "q", "assistant": "a"}\n' * 2,
-        r"All rows have the same reply",
+        r"All replies say the same",
     ),
     "out of scope only": (
         '{"user": "q", "label": -1}\n',
@@ -339,7 +339,7 @@ def _damage_config(run):
 
 
 def _damage_checkpoint(run):
-    step = json.loads((run / "config.json").read_text())["best_epoch"]
+    step = json.loads((run / "config.json").read_text())["last_epoch"]
     for path in (run / "checkpoints" / str(step)).rglob("*"):
         if path.is_file() and path.stat().st_size > 200:
             path.write_bytes(path.read_bytes()[:50])
@@ -349,6 +349,11 @@ def _damage_checkpoint(run):
 def _damage_missing_step(run):
     shutil.rmtree(run / "checkpoints")
     return "cannot be loaded"
+
+
+def _damage_foreign_config(run):
+    (run / "config.json").write_text('{"architectures": ["Bert"]}')
+    return "not a run directory of prefchat-jax"
 
 
 def _damage_features(run):
@@ -368,7 +373,7 @@ def _damage_text_database(run):
 
 def _damage_unfinished(run):
     config = json.loads((run / "config.json").read_text())
-    del config["best_epoch"]
+    del config["last_epoch"]
     (run / "config.json").write_text(json.dumps(config))
     return "not finished"
 
@@ -443,6 +448,36 @@ def test_a_full_database_loses_nothing(own_run, tmp_path, capsys, monkeypatch):
     assert main(["index", "--weights", str(own_run), "--data", str(path)]) == 2
     assert "full" in _one_line(capsys)
     assert (own_run / "responses.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["a directory", "no such folder"])
+def test_a_database_that_is_no_file(where, own_run, tmp_path, capsys):
+    path = tmp_path if where == "a directory" else tmp_path / "no" / "x.db"
+    argv = ["chat", "--weights", str(own_run), "--llm_db", str(path)]
+    assert main(argv) == 2 and str(path) in _one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "argv", [["chat", "--weights", "r", "--seed", "-1"], ["demo", "--seeds", "0"]]
+)
+def test_other_wrong_numbers(argv, capsys):
+    assert main(argv) == 2 and "--seed" in _one_line(capsys)
+
+
+def test_a_file_that_is_no_metadata(own_run, tmp_path, capsys):
+    (tmp_path / "meta.json").write_text("[1]")
+    argv = ["chat", "--weights", str(own_run), "--meta", str(tmp_path / "meta.json")]
+    assert main(argv) == 2 and "another run" in _one_line(capsys)
+
+
+def test_files_of_a_run_can_be_read_by_others(own_run, run):
+    mode = (run.run.path / "config.json").stat().st_mode & 0o777
+    assert mode == 0o666 & ~_umask()
+
+
+def _umask():
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def test_a_nan_loss(corpus_path, tmp_path, capsys):

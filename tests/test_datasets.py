@@ -72,6 +72,12 @@ def test_unusable_rows_are_counted_with_their_places(tmp_path):
     assert "7 rows left out" in records.notice() and records.notice().endswith("...")
 
 
+def test_integral_floats_are_labels_and_group_zero_is_a_group(tmp_path):
+    row = {"user": "q", "assistant": "r", "label": 3.0, "group": 0}
+    (example,) = read_records([_write(tmp_path / "a.jsonl", row)]).examples
+    assert example.label == 3 and example.group == 0
+
+
 @pytest.mark.parametrize("label", [-1, "oos", "out_of_scope"])
 def test_out_of_scope_rows_stand_apart(tmp_path, label):
     path = _write(tmp_path / "a.jsonl", {"user": "q", "label": label})

@@ -9,11 +9,12 @@ import optax
 import pytest
 from conftest import quick
 
-from prefchat_jax.chat.session import load_model
+from prefchat_jax import Chat
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.errors import UserError
 from prefchat_jax.finetune import Silent, finetune
 from prefchat_jax.models.classifier import ModelConfig, init_params
+from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.objective import (
     Objective,
     example_losses,
@@ -79,13 +80,25 @@ def test_groups_are_capped_at_the_wrong_buckets(rng):
 
 
 def test_links_by_name_and_a_users_own():
-    assert resolve_link("sigmoid", 0.2)(jnp.zeros(1)) == pytest.approx(np.log(2))
-    assert resolve_link("repo_relu", 0.2)(jnp.zeros(1)) == pytest.approx(0.2)
-    assert resolve_link("repo_relu", 0.2) is resolve_link("repo_relu", 0.2)
-    assert resolve_link("jax.nn:softplus", 0.2) is jax.nn.softplus
-    for name in ("hinge", "no_such_module:f", "jax.nn:no_such_function"):
-        with pytest.raises(UserError, match="--pref_objective"):
-            resolve_link(name, 0.2)
+    link, beta = resolve_link("sigmoid")
+    assert link(jnp.zeros(1)) == pytest.approx(np.log(2)) and beta == 2.0
+    link, beta = resolve_link("repo_relu", margin=0.3)
+    assert link(jnp.zeros(1)) == pytest.approx(0.3) and beta == 1.0
+    assert resolve_link("repo_relu", margin=0.3)[0] is link
+    assert resolve_link("jax.nn:softplus", beta=0.5) == (jax.nn.softplus, 0.5)
+
+
+def reduces(margins):
+    return margins.mean()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hinge", "no_such:f", "jax.nn:no", "jax:__version__", "test_training:reduces"],
+)
+def test_what_is_no_link_is_one_line(name):
+    with pytest.raises(UserError, match="--pref_objective"):
+        resolve_link(name)
 
 
 # --- optimizer
@@ -254,9 +267,67 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         {k: v for k, v in row.items() if k != "examples_per_second"} for row in rows
     ]
     assert drop_rate(whole.fit.history) == drop_rate(resumed.fit.history)
-    last = str(len(whole.fit.history))
-    for run in (whole.run, resumed.run):
-        assert last in [p.name for p in run.checkpoints.iterdir()]
+
+
+def test_a_save_that_fails_loses_neither_the_best_nor_the_state(
+    corpus_path, tmp_path, save_every_epoch, monkeypatch
+):
+    """The disk is full at epoch 4; the run goes on from epoch 3, best included."""
+    from prefchat_jax.training import checkpoints
+
+    config = quick(corpus_path, tmp_path / "run", lr=0.3)
+    whole = finetune(dataclasses.replace(config, output=str(tmp_path / "whole")))
+    save = checkpoints.ocp.training.Checkpointer.save_checkpointables
+
+    def full(self, step, *args, **kwargs):
+        if step == 4:
+            raise ValueError("OUT_OF_RANGE: No space left on device\nmore")
+        return save(self, step, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoints.ocp.training.Checkpointer, "save_checkpointables", full
+        )
+        with pytest.raises(UserError, match="4 cannot be written .*No space left"):
+            finetune(config)
+    resumed = finetune(dataclasses.replace(config, resume=True))
+    assert resumed.fit.best_epoch == whole.fit.best_epoch
+    assert _params_equal(load_model(whole.run)[1], load_model(resumed.run)[1])
+
+
+def test_half_a_line_in_the_log_is_ignored_and_a_lost_one_refused(
+    corpus_path, tmp_path, save_every_epoch
+):
+    config = quick(corpus_path, tmp_path / "run")
+    with pytest.raises(Stop):
+        finetune(config, StopsAfter(2))
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"summary": tr')
+    with pytest.raises(Stop):
+        finetune(dataclasses.replace(config, resume=True), StopsAfter(3))
+    rows = [row for row in log.read_text().splitlines() if "summary" not in row]
+    log.write_text("\n".join(rows) + "\n")
+    with pytest.raises(UserError, match="does not tell of all 3 epochs"):
+        finetune(dataclasses.replace(config, resume=True))
+
+
+def test_resuming_a_finished_run_keeps_added_replies(run, corpus_path, tmp_path):
+    path = shutil.copytree(run.run.path, tmp_path / "run")
+    with Chat.load(path) as chat:
+        chat.add("umbrellas", "Yes.")
+        count = len(chat)
+    finetune(quick(corpus_path, path, resume=True))
+    with Chat.load(path) as chat:
+        assert len(chat) == count
+
+
+def test_a_wrong_start_leaves_the_directory_free(corpus_path, tmp_path):
+    config = quick(corpus_path, tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="not a run directory"):
+        finetune(dataclasses.replace(config, weights="/nope"))
+    with pytest.raises(UserError, match="loss/pref is nan"):
+        finetune(dataclasses.replace(config, pref_objective="test_training:nan_loss"))
+    assert finetune(config).fit.best_epoch == 1
 
 
 def test_resuming_with_other_settings_or_data_is_refused(run, corpus_path, tmp_path):
@@ -318,7 +389,8 @@ def test_early_stopping_stops(corpus_path, tmp_path):
 
 def test_without_validation_rows_the_last_epoch_is_used(corpus_path, tmp_path):
     result = finetune(quick(corpus_path, tmp_path / "a", val_split=0.0))
-    assert result.fit.best_epoch == 6 and "eval_accuracy" not in result.fit.history[0]
+    assert result.fit.best_epoch == 6
+    assert not {"eval_loss", "eval_accuracy"} & set(result.fit.history[0])
 
 
 def nan_loss(margins):
@@ -363,6 +435,18 @@ def test_a_warm_start_copies_and_trains_the_head_only(run, corpus_path, tmp_path
     assert not np.array_equal(
         warm["head"]["base"]["kernel"], source["head"]["base"]["kernel"]
     )
+    # Another split has other document frequencies, but the table keeps its rows.
+    moved = finetune(
+        dataclasses.replace(config, output=str(tmp_path / "moved"), seed=5)
+    )
+    featurizer = RunDirectory.open(run.run.path).featurizer()
+    assert np.array_equal(moved.corpus.featurizer.rows, featurizer.rows)
+    other = tmp_path / "other.jsonl"
+    other.write_text(corpus_path.read_text().replace('"parcel"', '"package"'))
+    with pytest.raises(UserError, match=r"labels \[.*parcel.*\] there"):
+        finetune(
+            dataclasses.replace(config, data=str(other), output=str(tmp_path / "x"))
+        )
     everything = dataclasses.replace(
         config, output=str(tmp_path / "all"), train_all=True
     )

@@ -1,13 +1,11 @@
 """Chat: load a run and reply."""
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import time
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from prefchat_jax.chat.cleanup import clean
@@ -27,7 +25,7 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import ModelConfig, Params
 from prefchat_jax.text.dialogue import Context, Turn, as_context
 from prefchat_jax.text.features import Bags, Featurizer
-from prefchat_jax.training.checkpoints import load_params
+from prefchat_jax.training.checkpoints import fingerprint, load_model
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import predict
 
@@ -61,8 +59,8 @@ class Reply:
     Attributes:
       text: what to show: stored text in the chosen style, or the abstention.
       bucket: the label of the chosen candidate; None if it has none.
-      confidence: the relevance of the chosen candidate, in [0, 1].
-      abstained: whether the confidence was below the threshold.
+      confidence: the relevance of what is answered, in [0, 1].
+      abstained: whether even the best candidate was below the threshold.
       style: the style that was used.
       candidates: the best stored answers, best first.
       milliseconds: from the message to the reply.
@@ -240,6 +238,16 @@ class Chat:
         bucket = same[0] if same else NO_BUCKET
         self._store.add([question], [answer], [bucket], one(0), one(1))
 
+    def close(self) -> None:
+        """Closes the database; `with Chat.load(...) as chat:` does it too."""
+        self._store.close()
+
+    def __enter__(self) -> "Chat":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def __len__(self) -> int:
         return len(self._store)
 
@@ -272,21 +280,28 @@ class Chat:
         )
         scores = np.sum(list(terms.values()), axis=0)
         order = best_by_response(scores, entries.responses)
-        pick = draw(scores[order], temperature=temperature, seed=seed)
-        order = np.concatenate(([order[pick]], np.delete(order, pick)))[:_SHOWN]
-        candidates = [self._candidate(entries, terms, scores, i) for i in order]
-        confidence = sum(candidates[0].terms[name] for name in RELEVANCE)
-        text = candidates[0].response
-        abstained = confidence < (self._settings.min_confidence or 0.0)
-        if abstained:
+        relevance = np.sum([terms[name] for name in RELEVANCE], axis=0)
+        threshold = self._settings.min_confidence or 0.0
+        candidates = [
+            self._candidate(entries, terms, scores, place) for place in order[:_SHOWN]
+        ]
+        best = float(relevance[order[0]])
+        if best < threshold:
             text = _ABSTENTION.format(candidates[0].question)
-        else:
-            shown = stylise(
-                text, style, creativity=creativity, message=context[-1].content
-            )
-            text = clean(shown)
-        bucket = candidates[0].bucket
-        return Reply(text, bucket, confidence, abstained, style, candidates, 0.0)
+            bucket = candidates[0].bucket
+            return Reply(text, bucket, best, True, style, candidates, 0.0)
+        # A draw is among what would not have been refused.
+        answerable = order[:_SHOWN][relevance[order[:_SHOWN]] >= threshold]
+        pick = draw(scores[answerable], temperature=temperature, seed=seed)
+        chosen = self._candidate(entries, terms, scores, answerable[pick])
+        text = stylise(
+            clean(chosen.response),
+            style,
+            creativity=creativity,
+            message=context[-1].content,
+        )
+        confidence = float(relevance[answerable[pick]])
+        return Reply(text, chosen.bucket, confidence, False, style, candidates, 0.0)
 
     def _candidates(
         self, found: dict[int, float], bucket_scores: np.ndarray
@@ -316,28 +331,6 @@ class Chat:
     def _recent(self, context: Context) -> Bags:
         shown = [turn.content for turn in context if turn.role == "assistant"]
         return self._featurizer.texts(shown[-_RECENT:])
-
-
-def load_model(run: RunDirectory) -> tuple[ModelConfig, Params]:
-    """The shape and the best parameters of a run; orbax alone is read."""
-    config = run.config()
-    if "best_epoch" not in config:
-        raise UserError(
-            f"{run.path} is not finished: go on with `prefchat finetune --resume`."
-        )
-    shape = dict(config["model"])
-    shape["branch_widths"] = tuple(shape["branch_widths"])
-    model = ModelConfig(**shape)
-    return model, load_params(run.checkpoints, config["best_epoch"], model)
-
-
-def fingerprint(params: Params, featurizer: Featurizer) -> str:
-    """A hash of everything that gives bucket numbers and feature ids a meaning."""
-    digest = hashlib.sha256(featurizer.idf.tobytes() + featurizer.rows.tobytes())
-    for path, leaf in jax.tree.leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _check_arguments(style: str, creativity: float, temperature: float) -> None:

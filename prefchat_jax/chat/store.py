@@ -1,9 +1,10 @@
 """The store: answered questions in SQLite, with full text and feature vectors."""
 
+import contextlib
 import pathlib
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,14 +36,8 @@ CREATE TRIGGER entries_added AFTER INSERT ON entries BEGIN
     INSERT INTO entries_text (rowid, question, response)
     VALUES (new.id, new.question, new.response);
 END;
-CREATE VIRTUAL TABLE entries_words USING fts5vocab ('entries_text', 'row');
 """
 _COLUMNS = "id, question, response, bucket, count, question_vector, response_vector"
-
-# Words in more than a tenth of the entries tell little and, in a large store, cost
-# much time: there they are searched only when nothing rarer is left.
-_COMMON_SHARE = 0.1
-_COMMON_COUNT = 2000
 
 # A match in the response tells more than one in the question: few questions
 # are asked twice in the same words.
@@ -123,7 +118,7 @@ class ResponseStore:
         cls, path: pathlib.Path, *, fingerprint: str, max_features: int
     ) -> "ResponseStore":
         """Makes an empty store at a path that holds none."""
-        store = cls(sqlite3.connect(path), path, max_features)
+        store = cls(_connect(path), path, max_features)
         with store._guarded() as db:
             db.executescript(_SCHEMA)
             meta = {"schema": str(_SCHEMA_VERSION), "fingerprint": fingerprint}
@@ -140,7 +135,7 @@ class ResponseStore:
                 f"{path} does not exist: build it with `prefchat index --weights RUN "
                 "--data corpus.jsonl`."
             )
-        store = cls(sqlite3.connect(path), path, max_features)
+        store = cls(_connect(path), path, max_features)
         with store._guarded() as db:
             meta = dict(db.execute("SELECT key, value FROM meta"))
         if int(meta["schema"]) > _SCHEMA_VERSION:
@@ -208,7 +203,7 @@ class ResponseStore:
         if not words or limit == 0:
             return {}
         with self._guarded() as db:
-            query = " OR ".join(f'"{word}"' for word in self._telling(db, words))
+            query = " OR ".join(f'"{word}"' for word in words)
             rows = db.execute(
                 "SELECT rowid, bm25(entries_text, ?, ?) AS score FROM entries_text "
                 "WHERE entries_text MATCH ? ORDER BY score, rowid LIMIT ?",
@@ -227,18 +222,6 @@ class ResponseStore:
         by_id = {row[0]: row for row in rows}
         return self._entries([by_id[int(i)] for i in ids])
 
-    def _telling(self, db: sqlite3.Connection, words: list[str]) -> list[str]:
-        marks = ", ".join("?" * len(words))
-        counts = dict(
-            db.execute(
-                f"SELECT term, doc FROM entries_words WHERE term IN ({marks})", words
-            )
-        )
-        total = db.execute("SELECT count(*) FROM entries").fetchone()[0]
-        limit = max(_COMMON_SHARE * total, _COMMON_COUNT)
-        rare = [word for word in words if counts.get(word, 0) <= limit]
-        return rare or words
-
     def _entries(self, rows: list[tuple]) -> Entries:
         columns = list(zip(*rows, strict=True)) if rows else [()] * 7
         ids, questions, responses, buckets, counts, question, response = columns
@@ -252,26 +235,27 @@ class ResponseStore:
             _decode(response, self._max_features),
         )
 
-    def _guarded(self) -> "_Guard":
-        return _Guard(self._db, self._path)
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that turns errors of the file into one line."""
+        with _one_line(self._path), self._db:
+            yield self._db
 
 
-class _Guard:
-    """A transaction that turns errors of the file into one line."""
+def _connect(path: pathlib.Path) -> sqlite3.Connection:
+    with _one_line(path):
+        return sqlite3.connect(path)
 
-    def __init__(self, db: sqlite3.Connection, path: pathlib.Path):
-        self._db, self._path = db, path
 
-    def __enter__(self) -> sqlite3.Connection:
-        return self._db.__enter__()
-
-    def __exit__(self, kind, error, trace) -> None:
-        self._db.__exit__(kind, error, trace)
-        if isinstance(error, sqlite3.Error):
-            raise UserError(
-                f"{self._path}: {error}. Nothing was changed; if the file is damaged, "
-                "delete it and run `prefchat index`."
-            ) from error
+@contextlib.contextmanager
+def _one_line(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise UserError(
+            f"{path}: {error}. Nothing was changed; if the file is damaged, delete it "
+            "and run `prefchat index`."
+        ) from error
 
 
 def _encode(ids: np.ndarray, weights: np.ndarray) -> bytes:

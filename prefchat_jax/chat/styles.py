@@ -36,6 +36,11 @@ _COLOUR = re.compile(
     r"|wonder\w*|play\w*|explore\w*)\b|[!?:;]",
     re.IGNORECASE,
 )
+_BREVITY = re.compile(
+    r"^\s*(briefly|in short|tl;?dr|in a word|in one line)\b[\s,:;-]*"
+    r"|[\s,;-]*\b(briefly|in short|tl;?dr|in a word|in one line)\b[\s.!?]*$",
+    re.IGNORECASE,
+)
 _MARKS = {"analyst": _STEPS, "creative": _COLOUR}
 _CONCISE_WORDS = 28
 _FRAMES = (
@@ -54,10 +59,11 @@ def infer_style(message: str) -> str:
 
 
 def strip_cues(message: str) -> str:
-    """The message without the words that only ask for brevity."""
-    _, cues = _CUES[0]
-    rest = re.sub(cues, " ", message, flags=re.IGNORECASE)
-    rest = re.sub(r"^[\s,:;]+", "", rest)
+    """The message without a leading or trailing wish for brevity.
+
+    Inside a sentence such a word may be what the message is about.
+    """
+    rest = _BREVITY.sub("", message).strip()
     return rest if re.search(r"\w", rest) else message
 
 
@@ -74,13 +80,16 @@ def style_signal(text: str, style: str) -> float:
 def stylise(text: str, style: str, *, creativity: float, message: str) -> str:
     """Shows a stored text in a style: shortened, numbered or framed, not rewritten.
 
+    A text of several lines was laid out by hand, and keeps its layout.
+
     `concise` keeps whole sentences from the front, `analyst` numbers sentences,
     and `creative` puts a short phrase in front from creativity 0.3 on (which one
     depends on the message alone).
     """
-    if style == "concise":
+    laid_out = "\n" in text
+    if style == "concise" and not laid_out:
         return _shorten(text)
-    if style == "analyst":
+    if style == "analyst" and not laid_out:
         return _number(text)
     if style == "creative" and creativity >= 0.3:
         digest = hashlib.blake2b(message.encode("utf-8", "replace"), digest_size=1)

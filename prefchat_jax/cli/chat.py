@@ -39,7 +39,7 @@ class ChatFlags:
     top_labels: int = 4
     """Buckets whose probability counts in the score."""
     max_candidates_per_bucket: int | None = None
-    """Stored replies that a bucket pools [as the run was trained with]."""
+    """Stored question-reply pairs that a bucket pools [as the run was trained with]."""
     min_confidence: float | None = None
     """Abstain below it [measured by finetune]; 0 never abstains."""
     response_temperature: float = 0.0
@@ -60,6 +60,10 @@ class ChatFlags:
     """Checked against the run."""
     third_expansion_dim: int | None = None
     """Checked against the run."""
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed {self.seed}: must be in [0, 2147483647].")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -98,15 +102,17 @@ def check_shape(given: ChatFlags) -> None:
             raise UserError(f"--{name} {flag}: the run {given.weights} {has}.")
     if given.meta:
         meta = read_json(given.meta)
-        keys = ("data_fingerprint", "model", "best_epoch")
-        if any(meta.get(key) != config.get(key) for key in keys):
+        keys = ("data_fingerprint", "finetune", "model", "best_epoch")
+        if not isinstance(meta, dict) or any(
+            meta.get(key) != config.get(key) for key in keys
+        ):
             raise UserError(
                 f"--meta {given.meta} was written for another run than {given.weights}."
             )
 
 
 def talk(chat: "Chat", given: ChatFlags, console: Console) -> None:
-    """Answers lines until the end; a terminal also has /commands."""
+    """Answers lines until the end; lines that start with / are commands."""
     state = {"style": given.style_mode, "creativity": given.creativity}
     history: list[tuple[str, str]] = []
     why = given.why

@@ -16,6 +16,7 @@ from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags, show, talk
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
+from prefchat_jax.errors import UserError
 from prefchat_jax.training.config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class DemoFlags:
     """Trained models of each kind."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train."""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise UserError(f"--seeds {self.seeds}: must be at least 1.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -140,7 +145,8 @@ def _compare(
         plain = [_judge_seed(train, seed, 0.0, questions) for seed in range(seeds)]
     yield ["prefchat, CE alone", *_shown(plain)]
     with console.status("cross-entropy + preference"):
-        first = _judge_chat(Chat.load(result.run.path), questions)  # Seed 0.
+        with Chat.load(result.run.path) as chat:  # Seed 0.
+            first = _judge_chat(chat, questions)
         others = [_judge_seed(train, seed, None, questions) for seed in range(1, seeds)]
     yield ["prefchat, CE + preference", *_shown([first, *others])]
 
@@ -185,7 +191,8 @@ def _judge_seed(
         if weight is not None:
             config = dataclasses.replace(config, pref_weight=weight)
         finetune(config)
-        return _judge_chat(Chat.load(folder), questions)
+        with Chat.load(folder) as chat:
+            return _judge_chat(chat, questions)
 
 
 def _judge_chat(chat: "Chat", questions: "Records") -> Judged:

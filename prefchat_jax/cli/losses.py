@@ -13,7 +13,10 @@ def main(argv: Sequence[str]) -> None:
     from prefchat_jax.training.objective import GROUP_EQUATIONS, LINKS
 
     console = output()
-    rows = [[name, *row] for name, row in LINKS.items()]
+    rows = [
+        [name, row.equation, row.paper, "--pref_beta" if row.beta else "--pref_margin"]
+        for name, row in LINKS.items()
+    ]
     rows.append(["module:function", "your own, of margins [..., K]", "", "--pref_beta"])
     columns = ["--pref_objective", "loss of one margin", "paper", "hyper-parameter"]
     console.print(table("Objectives: d = gold logit - negative logit", columns, rows))

@@ -89,7 +89,7 @@ def _clustered(
     distinct = len({example.response for example in examples})
     if distinct < 2:
         raise UserError(
-            "All rows have the same reply: clustering needs two different ones."
+            "All replies say the same: clustering needs two different ones."
         )
     notices = []
     if distinct < num_buckets:
@@ -98,6 +98,10 @@ def _clustered(
     numbers = spherical_kmeans(
         bags, min(num_buckets, distinct), bits=config.bits, seed=seed
     )
+    if numbers.max() == 0:
+        raise UserError(
+            "All replies say the same: clustering needs two different ones."
+        )
     buckets = Buckets(tuple(range(numbers.max() + 1)), given=False)
     return Labelled(list(examples), numbers, buckets, notices)
 

@@ -172,7 +172,7 @@ def _dialogue_examples(
         if turns[i].role == "assistant" and turns[i - 1].role == "user"
     ]
     # Dialogues split as one: their examples share turns.
-    group = row.get("group") or where
+    group = where if row.get("group") is None else row["group"]
     for i in replies:
         label = _label(row) if i == replies[-1] else None
         yield Example(
@@ -208,11 +208,13 @@ def _text(value: Any) -> str:
 
 
 def _label(row: dict[str, Any]) -> str | int | None:
-    """The `label`, or else the `intent`: an int or a string that is not empty."""
+    """The `label`, or else the `intent`: an integer or a string that is not empty."""
     for key in ("label", "intent"):
         value = row.get(key)
         if isinstance(value, str) and value.strip():
             return value.strip()
+        if isinstance(value, float) and value.is_integer():
+            return int(value)  # As tables export integers beside gaps.
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None

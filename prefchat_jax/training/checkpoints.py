@@ -1,47 +1,40 @@
-"""Checkpoints with orbax: the best and the last step of a run.
+"""Checkpoints with orbax: the best and the last epoch of a run in one step.
 
-A step holds `model`, the parameters that were validated and that chat loads; the
-last one also holds `train`, the whole state from which a run resumes. Steps are
-written once and never overwritten, so a killed save loses nothing.
+A step holds `best`, the parameters with the lowest validation loss so far, which
+chat loads, and `last`, the whole state from which a run resumes. It is written
+as a new step, never over the old one, so a killed save loses nothing.
 """
 
+import hashlib
 import pathlib
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import ModelConfig, Params, abstract_params
+from prefchat_jax.text.features import Featurizer
+from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import TrainState
 
-SAVE_SECONDS = 15.0
-
-_policies = ocp.training.preservation_policies
+SAVE_SECONDS = 15.0  # Saving takes as long as an epoch of a small corpus.
 
 
 class Checkpoints:
-    """Writes the steps of one run; a step is an epoch.
+    """Writes the steps of one run; a step is named by its epoch."""
 
-    Saving takes as long as training a small model for an epoch, so the last
-    epoch is saved every `SAVE_SECONDS` and at the end. The best epoch so far
-    is kept in memory and saved just before.
-    """
-
-    def __init__(
-        self,
-        path: pathlib.Path,
-    ):
-        # Only the best epochs have a rank, and a later best one a higher rank.
-        best = _policies.BestN(get_metric_fn=lambda m: m["best"], n=1)
-        policy: Any = _policies.AnyPreservationPolicy([best, _policies.LatestN(1)])
+    def __init__(self, path: pathlib.Path):
+        policy: Any = ocp.training.preservation_policies.LatestN(1)
+        self._path = path
         self._steps = ocp.training.Checkpointer(
             str(path), preservation_policy=policy, cleanup_tmp_directories=True
         )
         self._saved_at = time.monotonic()
-        self._best: tuple[int, Params] | None = None
+        self._best: Params = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -63,7 +56,7 @@ class Checkpoints:
         is_best: bool,
         is_last: bool,
     ) -> None:
-        """Takes an epoch, and saves it if it is time.
+        """Takes an epoch, and saves it if training ends or enough time has passed.
 
         Args:
           epoch: its number.
@@ -71,42 +64,75 @@ class Checkpoints:
           state: the state to resume from; not kept.
           is_best: whether it is the best one so far.
           is_last: whether training ends here.
+
+        Raises:
+          UserError: the step could not be written.
         """
         if is_best:
             # A copy: the next training step donates the state.
-            self._best = (epoch, jax.tree.map(jnp.copy, params))
+            self._best = jax.tree.map(jnp.copy, params)
         if not is_last and time.monotonic() - self._saved_at < SAVE_SECONDS:
             return
-        if self._best and self._best[0] != epoch:
-            self._save(self._best[0], {"model": self._best[1]}, is_best=True)
-        self._save(epoch, {"model": params, "train": state}, is_best=is_best)
-        self._best, self._saved_at = None, time.monotonic()
+        trees = {"best": self._best, "last": state}
+        try:
+            self._steps.save_checkpointables(epoch, trees, force=True)
+        except Exception as error:  # Orbax and tensorstore raise many types.
+            raise UserError(
+                f"{self._path / str(epoch)} cannot be written ({_reason(error)}). The "
+                "step before is whole: make room and go on with --resume."
+            ) from error
+        self._saved_at = time.monotonic()
 
-    def load_state(self, like: TrainState) -> TrainState:
-        """Loads the last epoch, to resume from it, onto the device of `like`."""
-        target = {"train": _abstract(like)}
-        return self._steps.load_checkpointables(self.last_epoch, target)["train"]
+    def resume(self, like: TrainState) -> TrainState:
+        """Loads the last epoch onto the device of `like`, and the best one so far."""
+        found = _load(
+            self._path / str(self.last_epoch),
+            {"best": _abstract(like.params), "last": _abstract(like)},
+        )
+        self._best = found["best"]
+        return found["last"]
 
-    def _save(self, epoch: int, trees: dict[str, Any], *, is_best: bool) -> None:
-        metrics: dict[str, Any] = {"best": epoch if is_best else 0}
-        self._steps.save_checkpointables(epoch, trees, metrics=metrics, force=True)
 
-
-def load_params(path: pathlib.Path, step: int, config: ModelConfig) -> Params:
-    """Loads the parameters of one step, whatever devices they were saved on.
+def load_model(run: RunDirectory) -> tuple[ModelConfig, Params]:
+    """The shape and the best parameters of a run; nothing but orbax is read.
 
     Raises:
-      UserError: the step is missing, truncated, or of another shape.
+      UserError: the run is not finished, or its step is missing or truncated.
     """
-    target = {"model": _abstract(abstract_params(config))}
-    try:
-        return ocp.load_checkpointables(str(path / str(step)), target)["model"]
-    except Exception as error:  # Orbax and tensorstore raise many types here.
-        reason = str(error).strip().splitlines()[0][:200] if str(error) else "no data"
+    config = run.config()
+    if "last_epoch" not in config:
         raise UserError(
-            f"{path / str(step)} cannot be loaded ({reason}): the checkpoint is "
-            "damaged or of another shape, train again."
+            f"{run.path} is not finished: go on with `prefchat finetune --resume`."
+        )
+    shape = dict(config["model"])
+    shape["branch_widths"] = tuple(shape["branch_widths"])
+    model = ModelConfig(**shape)
+    step = run.checkpoints / str(config["last_epoch"])
+    return model, _load(step, {"best": _abstract(abstract_params(model))})["best"]
+
+
+def fingerprint(params: Params, featurizer: Featurizer) -> str:
+    """A hash of everything that gives bucket numbers and feature ids a meaning."""
+    digest = hashlib.sha256(featurizer.idf.tobytes() + featurizer.rows.tobytes())
+    for path, leaf in jax.tree.leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _load(step: pathlib.Path, target: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return ocp.load_checkpointables(str(step), target)
+    except Exception as error:  # Orbax and tensorstore raise many types.
+        raise UserError(
+            f"{step} cannot be loaded ({_reason(error)}): the checkpoint is damaged "
+            "or of another shape, train again."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _abstract(tree: Any) -> Any:

@@ -78,7 +78,7 @@ class FinetuneConfig:
     """Epochs over which the preference weight grows from 0."""
 
     epochs: int | None = None
-    """Passes over the training rows [20; fewer for over 11,000 rows]."""
+    """Passes over the training rows [20; fewer where that is over 900 steps]."""
     batch_size: int | None = None
     """Rows of a micro-batch [256; less for a corpus of under 4,096 rows]."""
     grad_accum_steps: int = 1
@@ -104,7 +104,7 @@ class FinetuneConfig:
     learn_from_responses: bool = True
     """Also train on each sentence of a reply as if it asked for that reply."""
     max_candidates_per_bucket: int = 64
-    """Stored replies of each bucket that chat pools, the most frequent first."""
+    """Stored question-reply pairs that a bucket pools, the most frequent first."""
 
     def __post_init__(self):
         _check_range(self, 0, 1, "label_smoothing", "hard_negative_ratio")
@@ -119,12 +119,12 @@ class FinetuneConfig:
             "grad_clip_norm",
             "early_stop_patience",
             "warmup_steps",
-            "seed",
         )
         at_least_one = ("epochs", "batch_size", "grad_accum_steps", "pref_group_size")
         _check_range(self, 1, math.inf, *at_least_one, "max_candidates_per_bucket")
         _check_range(self, 2, math.inf, "num_buckets")
         _check_range(self, 1e-12, math.inf, "lr", "pref_beta", "pref_margin")
+        _check_range(self, 0, 2**31 - 1, "seed")
         self._check_objective()
         self.branch_widths()
         if self.disable_ema_eval and self.ema_decay == 0:

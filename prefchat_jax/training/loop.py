@@ -1,5 +1,6 @@
 """The loop: epochs, validation, the best checkpoint, early stopping, resuming."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from prefchat_jax.training.steps import (
     init_state,
     predict,
     run_steps,
+    score,
 )
 
 CHUNK = 64  # Micro-batches in one dispatch; progress is shown after each.
@@ -42,14 +44,6 @@ class Progress(Protocol):
 
     def epoch(self, metrics: Metrics) -> None:
         """An epoch was validated."""
-
-
-class Data(NamedTuple):
-    """Featurised rows as NumPy: bags `[n, features]` and labels `[n]`."""
-
-    ids: np.ndarray
-    weights: np.ndarray
-    labels: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +69,8 @@ def fit(
     recipe: Recipe,
     config: LoopConfig,
     params: Params,
-    train: Data,
-    val: Data,
+    train: Rows,
+    val: Rows,
     plan: EpochPlan,
     progress: Progress,
 ) -> Fit:
@@ -99,7 +93,7 @@ def fit(
     with Checkpoints(run.checkpoints) as checkpoints:
         history: list[Metrics] = []
         if checkpoints.last_epoch:
-            state = checkpoints.load_state(state)
+            state = checkpoints.resume(state)
             history = _read_history(run, checkpoints.last_epoch)
         log = _Log(run, history)
 
@@ -111,9 +105,10 @@ def fit(
             epoch = len(history) + 1
             state, row = _train_epoch(run_chunk, state, plan, epoch, on_chunk)
             params = eval_params(recipe, state, use_ema=config.use_ema)
-            # Without validation rows every epoch beats the one before.
-            row |= _validate(recipe, params, val) or {"eval_loss": -float(epoch)}
+            row |= _validate(recipe, params, val)
             history.append(row)
+            # Logged first: an epoch that is saved but not logged could not resume.
+            log.write({"summary": True} | row)
             checkpoints.offer(
                 epoch,
                 params,
@@ -121,13 +116,17 @@ def fit(
                 is_best=best_epoch(history) == epoch,
                 is_last=_is_over(history, config),
             )
-            log.write({"summary": True} | row)
             progress.epoch(row)
     return Fit(history, best_epoch(history))
 
 
 def best_epoch(history: list[Metrics]) -> int:
-    """The first epoch with the lowest validation loss, counted from 1."""
+    """The first epoch with the lowest validation loss, counted from 1.
+
+    Without validation rows it is the last one.
+    """
+    if "eval_loss" not in history[-1]:
+        return len(history)
     return 1 + min(range(len(history)), key=lambda i: history[i]["eval_loss"])
 
 
@@ -170,17 +169,12 @@ def _chunks(plan: Plan) -> Iterator[Plan]:
         yield Plan(*(part[start : start + CHUNK] for part in plan))
 
 
-def _validate(recipe: Recipe, params: Params, val: Data) -> Metrics:
+def _validate(recipe: Recipe, params: Params, val: Rows) -> Metrics:
     """Unsmoothed cross-entropy and accuracy; nothing without rows."""
     if not len(val.ids):
         return {}
     logits = predict(recipe.model, params, val.ids, val.weights)
-    # In NumPy: eager JAX would compile each of these small operations.
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_probs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    gold = np.take_along_axis(log_probs, val.labels[:, None], axis=-1)
-    accuracy = np.mean(np.argmax(logits, axis=-1) == val.labels)
-    return {"eval_loss": -float(gold.mean()), "eval_accuracy": float(accuracy)}
+    return {f"eval_{name}": value for name, value in score(logits, val.labels).items()}
 
 
 def _checked(metrics: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:
@@ -215,8 +209,15 @@ class _Log:
 
 def _read_history(run: RunDirectory, last_epoch: int) -> list[Metrics]:
     """The epoch rows up to the last checkpoint; later ones were never saved."""
-    lines = run.metrics.read_bytes().splitlines()
-    rows = [
-        row for line in lines if (row := msgspec.json.decode(line)).pop("summary", 0)
-    ]
-    return [row for row in rows if row["epoch"] <= last_epoch]
+    history = []
+    for line in run.metrics.read_bytes().splitlines():
+        # A process that was killed may have left half a line at the end.
+        with contextlib.suppress(msgspec.DecodeError):
+            row = msgspec.json.decode(line)
+            if row.pop("summary", False) and row["epoch"] <= last_epoch:
+                history.append(row)
+    if len(history) != last_epoch:
+        raise UserError(
+            f"{run.metrics} does not tell of all {last_epoch} epochs: train again."
+        )
+    return history

@@ -5,6 +5,7 @@ import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,23 +17,38 @@ from prefchat_jax.errors import UserError
 
 
 class NamedLink(NamedTuple):
-    """A row of the table of preference objectives."""
+    """A row of the table of preference objectives.
 
+    `make` builds the link from `--pref_margin`. An objective whose `beta` or
+    `margin` is None does not have it; otherwise it is the default.
+    """
+
+    make: Callable[[float], losses.Link]
+    beta: float | None
+    margin: float | None
     equation: str
     paper: str
-    hyper_parameters: str
+
+
+@functools.cache  # One object for one margin, so that equal runs compile once.
+def _relu_margin(margin: float) -> losses.Link:
+    return functools.partial(losses.relu_margin, gamma=margin)
 
 
 LINKS = {
     "sigmoid": NamedLink(
-        "-log sigmoid(beta d)",
-        "DPO, https://arxiv.org/abs/2305.18290",
-        "--pref_beta",
+        make=lambda _: losses.logistic,
+        beta=2.0,
+        margin=None,
+        equation="-log sigmoid(beta d)",
+        paper="DPO, https://arxiv.org/abs/2305.18290",
     ),
     "repo_relu": NamedLink(
-        "max(0, margin - d)",
-        "RePO, https://arxiv.org/abs/2503.07426",
-        "--pref_margin",
+        make=_relu_margin,
+        beta=None,
+        margin=0.2,
+        equation="max(0, margin - d)",
+        paper="RePO, https://arxiv.org/abs/2503.07426",
     ),
 }
 
@@ -41,6 +57,8 @@ GROUPS: dict[str, losses.Group] = {
     "epo": losses.expected_win,
 }
 
+
+_USERS_BETA = 2.0  # Scale of the margins of a user's own link.
 
 GROUP_EQUATIONS = {
     "pairwise_mean": "mean_k l_k",
@@ -73,16 +91,24 @@ class Objective:
     confidence: bool = False
 
 
-def resolve_link(name: str, margin: float) -> losses.Link:
+def resolve_link(
+    name: str, *, beta: float | None = None, margin: float | None = None
+) -> tuple[losses.Link, float]:
     """Finds a preference objective by name, or a user's `module:function`.
 
+    Returns:
+      The link, and the beta that its margins are scaled by.
+
     Raises:
-      UserError: no such objective, module, or function.
+      UserError: no such objective, module, or function, or it is no link.
     """
-    if name == "sigmoid":
-        return losses.logistic
-    if name == "repo_relu":
-        return _relu_margin(margin)
+    if name in LINKS:
+        row = LINKS[name]
+        return row.make(margin or row.margin or 0.0), beta or row.beta or 1.0
+    return _users_link(name), beta or _USERS_BETA
+
+
+def _users_link(name: str) -> losses.Link:
     module_name, found, function_name = name.partition(":")
     if not found:
         raise UserError(
@@ -92,16 +118,19 @@ def resolve_link(name: str, margin: float) -> losses.Link:
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # As `python -m` does; the command does not.
     try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        link = getattr(importlib.import_module(module_name), function_name)
+        shape = jax.eval_shape(link, jax.ShapeDtypeStruct((2, 3), jnp.float32)).shape
+    except Exception as error:  # Whatever a user's module raises.
         raise UserError(
-            f"--pref_objective {name}: {error}. It must be importable from here."
+            f"--pref_objective {name}: {type(error).__name__}: {error}. It must be a "
+            "function of margins that can be imported from here."
         ) from error
-
-
-@functools.cache  # One object for one margin, so that equal runs compile once.
-def _relu_margin(margin: float) -> losses.Link:
-    return functools.partial(losses.relu_margin, gamma=margin)
+    if shape != (2, 3):
+        raise UserError(
+            f"--pref_objective {name} maps margins (2, 3) to {shape}: it must give one "
+            "loss for each margin, without a mean."
+        )
+    return link
 
 
 def example_losses(

@@ -26,6 +26,8 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.text.dialogue import TurnWeights
 from prefchat_jax.text.features import HASH_VERSION, FeatureConfig, Featurizer
 
+os.umask(_UMASK := os.umask(0))  # The only way to read it is to set it.
+
 FORMAT = 1  # Raise it when an older package could not read what is written.
 
 
@@ -41,6 +43,7 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     os.close(handle)
     try:
         yield pathlib.Path(name)
+        os.chmod(name, 0o666 & ~_UMASK)  # mkstemp lets nobody else read.
         os.replace(name, path)
     except BaseException:
         pathlib.Path(name).unlink(missing_ok=True)
@@ -57,7 +60,7 @@ class RunDirectory:
     def create(cls, path: str | os.PathLike) -> "RunDirectory":
         """Makes a new, empty run directory; refuses one that holds a run."""
         run = cls(pathlib.Path(path).absolute())
-        if (run.path / "config.json").exists():
+        if run.has_checkpoint():
             raise UserError(
                 f"{path} already holds a run: choose another --output, or add "
                 "--resume to go on with it."
@@ -75,7 +78,9 @@ class RunDirectory:
                 "--output of `prefchat finetune`."
             )
         written = run.config()
-        if written.get("format", 0) > FORMAT:
+        if not isinstance(written, dict) or "format" not in written:
+            raise UserError(f"{path} is not a run directory of prefchat-jax.")
+        if written["format"] > FORMAT:
             raise UserError(
                 f"{path} was written by prefchat-jax {written.get('version')}, which "
                 "is newer than this one: upgrade prefchat-jax to read it."
@@ -85,6 +90,10 @@ class RunDirectory:
                 f"{path} uses text features of another version: train it again."
             )
         return run
+
+    def has_checkpoint(self) -> bool:
+        """Whether an epoch was ever saved: only then is there something to lose."""
+        return any(path.name.isdigit() for path in self.checkpoints.glob("*"))
 
     @property
     def checkpoints(self) -> pathlib.Path:
