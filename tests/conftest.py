@@ -1,4 +1,8 @@
+import os
 import pathlib
+
+# Tests compile much and compute little: let LLVM optimise less. Before JAX.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import numpy as np

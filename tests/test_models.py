@@ -17,6 +17,7 @@ from prefchat_jax.training.objective import Objective
 from prefchat_jax.training.optimizers import OptimizerConfig
 from prefchat_jax.training.steps import Plan, Recipe, Rows, init_state, run_steps
 
+LOGITS = jax.jit(bucket_logits, static_argnums=0)
 SIZES = {0: (), 1: (8,), 2: (8, 12), 3: (8, 12, 16)}
 
 
@@ -47,14 +48,14 @@ def _head_input(config, params, batch):
     reads = dataclasses.replace(config, branch_widths=(), num_buckets=config.width)
     identity = {"kernel": jnp.eye(config.width), "bias": jnp.zeros(config.width)}
     head = {"base": identity}
-    return bucket_logits(reads, {"encoder": params["encoder"], "head": head}, *batch)
+    return LOGITS(reads, {"encoder": params["encoder"], "head": head}, *batch)
 
 
 @pytest.mark.parametrize("branches", SIZES)
 def test_the_head_equals_its_equation(branches, batch):
     config = _config(SIZES[branches])
     params = _randomised(init_params(config, jax.random.key(0)), jax.random.key(1))
-    logits = bucket_logits(config, params, *batch)
+    logits = LOGITS(config, params, *batch)
     x = _head_input(config, params, batch)
     np.testing.assert_allclose(
         logits,
@@ -67,7 +68,7 @@ def test_the_head_equals_its_equation(branches, batch):
 def test_every_size_starts_as_the_base_head(batch):
     base = _config(())
     shared = init_params(base, jax.random.key(0))
-    expected = bucket_logits(base, shared, *batch)
+    expected = LOGITS(base, shared, *batch)
     for widths in list(SIZES.values())[1:]:
         config = _config(widths)
         params = init_params(config, jax.random.key(0))
@@ -75,9 +76,7 @@ def test_every_size_starts_as_the_base_head(batch):
             shared["encoder"],
             shared["head"]["base"],
         )
-        np.testing.assert_allclose(
-            bucket_logits(config, params, *batch), expected, atol=1e-6
-        )
+        np.testing.assert_allclose(LOGITS(config, params, *batch), expected, atol=1e-6)
 
 
 def test_the_first_branch_has_no_router():

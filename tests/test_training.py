@@ -256,7 +256,7 @@ def save_every_epoch(monkeypatch):
 def test_a_resumed_run_equals_one_that_never_stopped(
     corpus_path, tmp_path, save_every_epoch
 ):
-    settings = {"ema_decay": 0.9, "grad_accum_steps": 2, "model_size": "xlarge"}
+    settings = {"ema_decay": 0.9, "grad_accum_steps": 2, "model_size": "large"}
     whole = finetune(quick(corpus_path, tmp_path / "whole", **settings))
     halved = quick(corpus_path, tmp_path / "halved", **settings)
     with pytest.raises(Stop):
