@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import re
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -110,6 +111,8 @@ class ResponseStore:
         self, connection: sqlite3.Connection, path: pathlib.Path, max_features: int
     ):
         self._db = connection
+        # Also a store that nobody closed lets go of its file.
+        self._close = weakref.finalize(self, connection.close)
         self._path = path
         self._max_features = max_features
 
@@ -149,7 +152,7 @@ class ResponseStore:
 
     def close(self) -> None:
         """Closes the file."""
-        self._db.close()
+        self._close()
 
     def __len__(self) -> int:
         with self._guarded() as db:
@@ -244,7 +247,8 @@ class ResponseStore:
 
 def _connect(path: pathlib.Path) -> sqlite3.Connection:
     with _one_line(path):
-        return sqlite3.connect(path)
+        # SQLite serialises calls itself; a finaliser may run in any thread.
+        return sqlite3.connect(path, check_same_thread=False)
 
 
 @contextlib.contextmanager
