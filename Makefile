@@ -32,5 +32,6 @@ clean:
 $(VENV)/demo $(VENV)/dev: setup.cfg pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'prefchat-jax needs Python 3.11 or newer: make PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(@F)]'
+	@echo "installing into $(VENV): about a minute"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(@F)]'
 	touch $@

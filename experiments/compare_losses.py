@@ -7,7 +7,6 @@ prints validation accuracy, macro-F1 and cross-entropy: mean and standard
 deviation over seeds, and the difference to cross-entropy alone with its 95 %
 bootstrap interval over rows. All runs of one seed share their split.
 
-Measured on 2 cores: RESULT_TIME
 """
 
 import argparse

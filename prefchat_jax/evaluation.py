@@ -140,7 +140,7 @@ def evaluate_run(
       settings: how the chat searches and when it abstains.
 
     Returns:
-      `rows`, and where rows have labels `accuracy`, `macro_f1` and
+      `in_scope_rows`, and where rows have labels `accuracy`, `macro_f1` and
       `cross_entropy` of the buckets; where they have replies `right`, `wrong`
       and the times of a reply; where some are out of scope `refused`.
 
@@ -149,7 +149,7 @@ def evaluate_run(
     """
     directory = RunDirectory.open(run)
     records = read_records(paths)
-    figures: dict[str, float | int] = {"rows": len(records.examples)}
+    figures: dict[str, float | int] = {"in_scope_rows": len(records.examples)}
     labelled = [example for example in records.examples if example.label is not None]
     if directory.config()["labels_given"] and labelled:
         figures |= _bucket_figures(directory, labelled)

@@ -41,6 +41,7 @@ from prefchat_jax.training.steps import Recipe, Rows
 
 _BUCKET_WEIGHTS = (1.0, 0.5, 0.25, 0.1, 2.0, 4.0)  # Ties go to the first.
 _MEASURED = 200  # Validation rows that are asked.
+_PRIOR, _PRIOR_ROWS = 0.25, 20  # Confidence threshold before any row is asked.
 
 
 class Corpus(NamedTuple):
@@ -239,10 +240,10 @@ def measure_chat(chat: Chat, corpus: Corpus) -> dict[str, float]:
         is_right, confidence = _ask(chat, rows)
         measured.append((is_right.mean(), weight, is_right, confidence))
     _, weight, is_right, confidence = max(measured, key=lambda found: found[0])
-    return {
-        "bucket_weight": weight,
-        "min_confidence": answer_threshold(confidence, is_right),
-    }
+    # Few rows measure a threshold badly: it is drawn to a cautious one.
+    measured_sum = len(rows) * answer_threshold(confidence, is_right)
+    threshold = (measured_sum + _PRIOR_ROWS * _PRIOR) / (len(rows) + _PRIOR_ROWS)
+    return {"bucket_weight": weight, "min_confidence": threshold}
 
 
 def _ask(chat: Chat, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

@@ -72,6 +72,11 @@ def test_every_flag_of_the_seed_is_read_with_its_meaning():
     assert (chat.llm_db, chat.db_top_k) == ("responses.db", 160)
 
 
+def test_a_misspelt_flag_gets_a_suggestion():
+    with pytest.raises(UserError, match="did you mean --pref_objective?"):
+        _parse(FinetuneConfig, ["--output", "b", "--pref_objectve", "sigmoid"])
+
+
 def test_hyphens_are_underscores():
     config = _parse(
         FinetuneConfig,
@@ -309,7 +314,7 @@ def test_bad_corpora(name, tmp_path, capsys):
         (tmp_path / "bad.jsonl").unlink()
     assert main(argv) == 2
     assert re.search(message, _one_line(capsys))
-    assert not (tmp_path / "r" / "config.json").exists()
+    assert not (tmp_path / "r").exists()
 
 
 def test_bad_manifests_and_gzip(tmp_path, capsys):

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # A message, and whether it goes on with the conversation before it.
 CONVERSATION = (
     ("how do i instal prefchat?", False),
-    ("can I carry on after my training was killed?", False),
-    ("and is the result still the same?", True),
+    ("how do I use it from python?", False),
+    ("can I ask many at once?", True),
     ("briefly, what is DPO?", False),
     ("what is the best pizza in town?", False),
 )
@@ -90,7 +90,14 @@ def main(argv: Sequence[str]) -> None:
         "p50 / p99 ms",
     ]
     console.print(table(title, columns, rows))
-    _next_steps(run, time.perf_counter() - start, console)
+    console.print(
+        "Right and wrong are shares of the in-scope questions, the rest of them was "
+        "refused; refused of the out-of-scope ones. Each system measured on the same "
+        "validation rows when to refuse.",
+        style="dim",
+        highlight=False,
+    )
+    _next_steps(time.perf_counter() - start, console)
     if sys.stdin.isatty():
         talk(chat, ChatFlags(weights=run, why=True), console)
 
@@ -222,11 +229,12 @@ def _shown(judged: Sequence[Judged]) -> list[str]:
     return [*cells, f"{p50:.1f} / {p99:.1f}"]
 
 
-def _next_steps(output: str, seconds: float, console: Console) -> None:
+def _next_steps(seconds: float, console: Console) -> None:
     lines = (
-        f"\n{seconds:.0f} s in all. Next:",
-        f"  train on your own data   prefchat finetune --data yours.jsonl --output RUN "
-        f"(then: prefchat chat --weights {output})",
+        f"\n{seconds:.0f} s, installation apart. Next (in the clone, after "
+        "`source .venv/bin/activate`):",
+        "  train on your own data   prefchat finetune --data yours.jsonl --output RUN "
+        "(then: prefchat chat --weights RUN)",
         "  compare losses           python -m experiments.compare_losses --data "
         "yours.jsonl",
         "  run the benchmark        python -m benchmarks.losses --device cpu",

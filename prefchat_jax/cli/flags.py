@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import pathlib
 import re
@@ -34,13 +35,28 @@ def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
             return tyro.cli(
                 config,
                 prog=f"prefchat {command}",
-                description=config.__doc__,
+                description=f"{config.__doc__}\n\n--config FILE.yaml sets flags, too; "
+                "the command line overrides it.",
                 args=[*from_file, *argv],
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_first_paragraph(errors.getvalue(), command)) from None
+        message = _first_paragraph(errors.getvalue(), command)
+        raise UserError(_hint(config, argv) + message) from None
+
+
+def _hint(config: type, argv: Sequence[str]) -> str:
+    """The flag that a misspelt one may have meant."""
+    known = [field.name for field in dataclasses.fields(config)]
+    for arg in argv:
+        name = arg.removeprefix("--").partition("=")[0].replace("-", "_")
+        if arg.startswith("--") and name.removeprefix("no_") not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            return f"no flag --{name}" + (
+                f", did you mean --{close[0]}? " if close else ". "
+            )
+    return ""
 
 
 def _first_paragraph(box: str, command: str) -> str:
@@ -53,6 +69,7 @@ def _first_paragraph(box: str, command: str) -> str:
             break
         message.append(line)
     text = " ".join(filter(None, message)).rstrip(".")
+    text = re.sub(r"^Error parsing \w+Config: |^Error parsing \w+Flags: ", "", text)
     return f"{text}. See `prefchat {command} --help`."
 
 

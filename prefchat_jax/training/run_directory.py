@@ -58,14 +58,16 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: str | os.PathLike) -> "RunDirectory":
-        """Makes a new, empty run directory; refuses one that holds a run."""
+        """Names a new run directory; refuses one that holds a run.
+
+        Nothing is made before `write_json` writes the first file.
+        """
         run = cls(pathlib.Path(path).absolute())
         if run.has_checkpoint():
             raise UserError(
                 f"{path} already holds a run: choose another --output, or add "
                 "--resume to go on with it."
             )
-        run.path.mkdir(parents=True, exist_ok=True)
         return run
 
     @classmethod
@@ -119,7 +121,8 @@ class RunDirectory:
         return read_json(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes one JSON file of the run."""
+        """Writes one JSON file of the run, and makes its directory."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / name, value)
 
     def write_features(self, featurizer: Featurizer) -> None:
