@@ -6,7 +6,6 @@ Trains every objective with every group estimator, and cross-entropy alone, and
 prints validation accuracy, macro-F1 and cross-entropy: mean and standard
 deviation over seeds, and the difference to cross-entropy alone with its 95 %
 bootstrap interval over rows. All runs of one seed share their split.
-
 """
 
 import argparse
