@@ -168,7 +168,7 @@ CHANGES = {
     "weight_decay": 10.0,
     "grad_clip_norm": 0.01,
     "lr_schedule": "constant",
-    "warmup_steps": 0,
+    "warmup_steps": 3,
     "balanced_sampler": True,
     "learn_from_responses": False,
     "grad_accum_steps": 2,
