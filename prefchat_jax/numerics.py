@@ -1,4 +1,6 @@
-"""Dtypes and masked reductions that every loss shares."""
+"""Dtypes, masks and log-space functions that every loss shares."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,21 @@ def as_float(values: ArrayLike) -> jax.Array:
     return values if values.dtype == jnp.float64 else values.astype(jnp.float32)
 
 
+def masked_loss(
+    loss: Callable[..., jax.Array], where: ArrayLike | None, *values: jax.Array
+) -> jax.Array:
+    """Takes `loss` of `values` where `where` is true, and 0 elsewhere.
+
+    What does not count is hidden before the loss and dropped after it: a NaN
+    there reaches neither the losses nor a gradient.
+    """
+    if where is None:
+        return loss(*values)
+    where = jnp.asarray(where)
+    hidden = [jnp.where(where, value, jnp.zeros_like(value)) for value in values]
+    return jnp.where(where, loss(*hidden), 0.0)
+
+
 def masked_mean(
     values: jax.Array, where: ArrayLike | None = None, *, axis: int | None = None
 ) -> jax.Array:
@@ -20,3 +37,20 @@ def masked_mean(
     total = jnp.sum(values, axis=axis, where=where)
     count = jnp.sum(jnp.broadcast_to(where, values.shape), axis=axis)
     return total / jnp.maximum(count, 1)
+
+
+@jax.custom_jvp
+def log1mexp(x: jax.Array) -> jax.Array:
+    """`log(1 - exp(x))` for `x <= 0`, exact at both ends, with its exact gradient.
+
+    Mächler, "Accurately Computing log(1 - exp(-|a|))" (2012), switches at -log 2.
+    """
+    near_zero = x > -jnp.log(2.0)
+    return jnp.where(near_zero, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
+
+
+@log1mexp.defjvp
+def _log1mexp_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    # Differentiated, either branch is NaN where the other one is taken.
+    return log1mexp(x), -dx / jnp.expm1(-x)

@@ -1,4 +1,10 @@
-"""Preference margins of a categorical policy: a softmax over buckets."""
+"""Losses of a categorical policy: a softmax over response buckets.
+
+A bucket is a response of one token, so every loss on log-probs has its form
+here. Margins `[..., K]` over negative buckets come from `bucket_margins` (DPO,
+IPO, hinge and RPO with a reference's logits; SimPO and RePO without) or from
+`bucket_log_odds` (ORPO); a group over a link makes them a loss.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +14,109 @@ from prefchat_jax.numerics import as_float
 
 
 def bucket_margins(
-    logits: ArrayLike, labels: ArrayLike, negatives: ArrayLike, *, beta: ArrayLike
+    logits: ArrayLike,
+    labels: ArrayLike,
+    negatives: ArrayLike,
+    *,
+    beta: ArrayLike,
+    ref_logits: ArrayLike | None = None,
 ) -> jax.Array:
     """Margins of the gold bucket over negative buckets.
 
-    The margin is `beta * (log pi(gold) - log pi(negative))`; the normaliser of
-    the softmax cancels, so raw logits give it exactly.
+    `beta * (r(gold) - r(negative))` with `r = log pi`, or `log pi - log pi_ref`
+    if there is a reference policy; without one it may be said to be uniform. The
+    normaliser of a softmax cancels, so raw logits give the margins exactly.
 
     Args:
       logits: `[..., C]` bucket logits.
       labels: `[...]` integer gold buckets.
       negatives: `[..., K]` integer buckets to lead over.
       beta: reward scale.
+      ref_logits: `[..., C]` bucket logits of a frozen reference policy.
 
     Returns:
       `[..., K]` margins.
     """
-    logits = as_float(logits)
-    gold = jnp.take_along_axis(logits, jnp.expand_dims(labels, -1), axis=-1)
-    negative = jnp.take_along_axis(logits, jnp.asarray(negatives), axis=-1)
+    rewards = as_float(logits)
+    if ref_logits is not None:
+        rewards = rewards - jax.lax.stop_gradient(as_float(ref_logits))
+    gold = jnp.take_along_axis(rewards, jnp.expand_dims(labels, -1), axis=-1)
+    negative = jnp.take_along_axis(rewards, jnp.asarray(negatives), axis=-1)
     return jnp.asarray(beta) * (gold - negative)
+
+
+def bucket_log_odds(logits: ArrayLike, buckets: ArrayLike) -> jax.Array:
+    """Exact log-odds `z_b - logsumexp(z_others)` of given buckets.
+
+    No `log(1 - p)` is taken, so value and gradient are exact for any finite
+    logits. ORPO on buckets is cross-entropy + beta * a group over the logistic
+    link of the gold bucket's log-odds minus the negatives'.
+
+    Args:
+      logits: `[..., C]` bucket logits.
+      buckets: `[..., K]` integer buckets.
+
+    Returns:
+      `[..., K]` log-odds.
+    """
+    logits, buckets = as_float(logits), jnp.asarray(buckets)
+    own = jnp.take_along_axis(logits, buckets, axis=-1)
+    others = ~jax.nn.one_hot(buckets, logits.shape[-1], dtype=bool)
+    every = jnp.broadcast_to(jnp.expand_dims(logits, -2), others.shape)
+    return own - jax.nn.logsumexp(every, axis=-1, where=others)
+
+
+def generalized_cross_entropy(
+    logits: ArrayLike, labels: ArrayLike, *, q: ArrayLike
+) -> jax.Array:
+    """Generalised cross-entropy, robust to wrong labels: `(1 - pi(gold)**q) / q`.
+
+    Between cross-entropy (`q -> 0`) and the mean absolute error (`q = 1`). Zhang &
+    Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks
+    with Noisy Labels" (https://arxiv.org/abs/1805.07836), equation 6.
+
+    Args:
+      logits: `[..., C]` bucket logits.
+      labels: `[...]` integer gold buckets.
+      q: in (0, 1]; authors: 0.7.
+
+    Returns:
+      `[...]` losses in [0, 1/q].
+    """
+    q = jnp.asarray(q)
+    return -jnp.expm1(q * _gold_logps(logits, labels)) / q
+
+
+def symmetric_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike,
+    beta: ArrayLike,
+    log_zero: ArrayLike,
+) -> jax.Array:
+    """Symmetric cross-entropy, robust to wrong labels: `alpha * CE + beta * RCE`.
+
+    The reverse cross-entropy of a hard label is `-log_zero * (1 - pi(gold))`. Wang
+    et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels"
+    (https://arxiv.org/abs/1908.06112).
+
+    Args:
+      logits: `[..., C]` bucket logits.
+      labels: `[...]` integer gold buckets.
+      alpha: weight of cross-entropy; authors: 0.1.
+      beta: weight of reverse cross-entropy; authors: 1.
+      log_zero: what stands for log 0, negative; authors: -4.
+
+    Returns:
+      `[...]` losses.
+    """
+    logps = _gold_logps(logits, labels)
+    reverse = jnp.asarray(log_zero) * jnp.expm1(logps)
+    return -jnp.asarray(alpha) * logps + jnp.asarray(beta) * reverse
+
+
+def _gold_logps(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+    logps = jax.nn.log_softmax(as_float(logits))
+    gold = jnp.take_along_axis(logps, jnp.expand_dims(labels, -1), axis=-1)
+    return jnp.squeeze(gold, -1)

@@ -1,8 +1,25 @@
 """Negatives: which wrong buckets a gold bucket is compared with."""
 
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+
+class Negatives(NamedTuple):
+    """Distinct wrong buckets.
+
+    Attributes:
+      buckets: `[..., K]` integer buckets: no gold, none twice, hard ones first.
+      log_inclusion: `[..., K]` log of the probability that each was drawn. Added
+        to margins it makes the sum in a `softmax` group an unbiased estimate of
+        the sum over all wrong buckets, if not all places are hard.
+    """
+
+    buckets: jax.Array
+    log_inclusion: jax.Array
 
 
 def mine_negatives(
@@ -12,7 +29,7 @@ def mine_negatives(
     *,
     num_negatives: int,
     hard_ratio: ArrayLike,
-) -> jax.Array:
+) -> Negatives:
     """Draws distinct wrong buckets, some hard and the others uniform.
 
     Each of the `num_negatives` places is hard with probability `hard_ratio`.
@@ -24,12 +41,11 @@ def mine_negatives(
       key: a random key.
       logits: `[..., C]` bucket logits.
       labels: `[...]` integer gold buckets.
-      num_negatives: negatives for each example, at most `C - 1`.
+      num_negatives: K, negatives for each example, at most `C - 1`.
       hard_ratio: probability of a hard place, in [0, 1].
 
     Returns:
-      `[..., num_negatives]` integer buckets: no gold, none twice, the hard
-      ones first.
+      The negatives, and how probable each was.
 
     Raises:
       ValueError: `num_negatives` is not in `[1, C - 1]`.
@@ -57,4 +73,45 @@ def mine_negatives(
         jnp.zeros(logits.shape), hard, bonus, axis=-1, inplace=False
     )
     priority = hardness + jax.random.uniform(uniform_key, logits.shape)
-    return jax.lax.top_k(jnp.where(is_gold, -1.0, priority), num_negatives)[1]
+    _, drawn = jax.lax.top_k(jnp.where(is_gold, -1.0, priority), num_negatives)
+    chances = _inclusion(num_negatives, num_buckets - 1, hard_ratio)
+    # Where each stands among the hard ones; K if it is none of them.
+    is_hard = drawn[..., :, None] == hard[..., None, :]
+    rank = jnp.where(is_hard.any(-1), jnp.argmax(is_hard, axis=-1), num_negatives)
+    return Negatives(drawn, jnp.log(chances)[rank])
+
+
+def plausible_negatives(
+    logits: ArrayLike, labels: ArrayLike, negatives: ArrayLike, *, slack: ArrayLike
+) -> jax.Array:
+    """Guards against false negatives: which ones are not suspiciously far ahead.
+
+    A negative whose logit exceeds the gold one's by more than `slack` may be the
+    right answer to a wrong label. Use the result as the `where` of a group.
+
+    Args:
+      logits: `[..., C]` bucket logits.
+      labels: `[...]` integer gold buckets.
+      negatives: `[..., K]` integer buckets.
+      slack: the largest lead of a negative, in logits.
+
+    Returns:
+      `[..., K]` booleans.
+    """
+    logits = jax.lax.stop_gradient(jnp.asarray(logits))
+    gold = jnp.take_along_axis(logits, jnp.expand_dims(labels, -1), axis=-1)
+    return jnp.take_along_axis(logits, jnp.asarray(negatives), axis=-1) - gold <= slack
+
+
+def _inclusion(places: int, candidates: int, hard_ratio: ArrayLike) -> jax.Array:
+    """`[places + 1]` probabilities that the wrong bucket of each rank is drawn.
+
+    With h of the places hard, a binomial number, the first h ranks are drawn for
+    sure and each other one with probability `(places - h) / (candidates - h)`.
+    """
+    ratio, hard = jnp.asarray(hard_ratio), jnp.arange(places + 1)
+    ways = jnp.array([math.comb(places, h) for h in range(places + 1)], jnp.float32)
+    chance = ways * jnp.power(ratio, hard) * jnp.power(1 - ratio, places - hard)
+    share = (places - hard) / jnp.maximum(candidates - hard, 1)
+    is_sure = hard[None, :] > hard[:, None]  # Of each rank, for each h.
+    return jnp.where(is_sure, 1.0, share[None, :]) @ chance

@@ -1,4 +1,10 @@
-"""Noise: weights that trust some examples less than others."""
+"""Noise: what to do about preferences that may be labelled wrongly.
+
+A noise model takes two losses of every example: the loss as it is labelled, and
+the swapped one, as if the label were the other way round. On margins that is
+`group(margins, link)` and `group(-margins, link)`, so each of these goes with
+any base loss.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,3 +33,72 @@ def confidence_weights(
     probs = jax.nn.softmax(jax.lax.stop_gradient(as_float(logits)))
     gold = jnp.take_along_axis(probs, jnp.expand_dims(labels, -1), axis=-1)
     return jnp.clip(jnp.squeeze(gold, -1), floor, ceiling)
+
+
+def wpo_weights(
+    chosen_mean_logps: ArrayLike,
+    rejected_mean_logps: ArrayLike,
+    chosen_mean_collisions: ArrayLike,
+    rejected_mean_collisions: ArrayLike,
+) -> jax.Array:
+    """WPO's weight of a pair: how likely the policy is to have written it.
+
+    `min(1, exp(chosen + rejected))`, where each side is the mean over tokens of
+    `log pi(token) - log sum_v pi(v)**2`. No gradient flows through the weights.
+    Zhou et al., "WPO: Enhancing RLHF with Weighted Preference Optimization"
+    (https://arxiv.org/abs/2406.11827); the authors' code clamps at 1.
+
+    Args:
+      chosen_mean_logps: `[...]` length-averaged log-probs.
+      rejected_mean_logps: `[...]` length-averaged log-probs.
+      chosen_mean_collisions: `[...]` length-averaged `log sum_v pi(v)**2`.
+      rejected_mean_collisions: `[...]` the same of the rejected response.
+
+    Returns:
+      `[...]` weights in [0, 1].
+    """
+    chosen = as_float(chosen_mean_logps) - as_float(chosen_mean_collisions)
+    rejected = as_float(rejected_mean_logps) - as_float(rejected_mean_collisions)
+    return jax.lax.stop_gradient(jnp.exp(jnp.minimum(chosen + rejected, 0.0)))
+
+
+def smoothed(
+    losses: ArrayLike, swapped_losses: ArrayLike, *, label_smoothing: ArrayLike
+) -> jax.Array:
+    """Label smoothing: `(1 - e) * loss + e * swapped`, the noise model of cDPO.
+
+    Mitchell, "A note on DPO with noisy preferences & relationship to IPO" (2023,
+    https://ericmitchell.ai/cdpo.pdf), equation 3.
+
+    Args:
+      losses: `[...]` losses as labelled.
+      swapped_losses: `[...]` losses of the swapped label.
+      label_smoothing: `[...]` rate of wrong labels, in [0, 0.5).
+
+    Returns:
+      `[...]` losses.
+    """
+    rate = jnp.asarray(label_smoothing)
+    return (1.0 - rate) * as_float(losses) + rate * as_float(swapped_losses)
+
+
+def unbiased(
+    losses: ArrayLike, swapped_losses: ArrayLike, *, label_smoothing: ArrayLike
+) -> jax.Array:
+    """The noise model of robust DPO: unbiased if that share of labels is flipped.
+
+    `((1 - e) * loss - e * swapped) / (1 - 2e)`. Not bounded below. Chowdhury et
+    al., "Provably Robust DPO: Aligning Language Models with Noisy Feedback"
+    (https://arxiv.org/abs/2403.00409).
+
+    Args:
+      losses: `[...]` losses as labelled.
+      swapped_losses: `[...]` losses of the swapped label.
+      label_smoothing: `[...]` rate of wrong labels, in [0, 0.5); authors: 0.1.
+
+    Returns:
+      `[...]` losses.
+    """
+    rate = jnp.asarray(label_smoothing)
+    signed = (1.0 - rate) * as_float(losses) - rate * as_float(swapped_losses)
+    return signed / (1.0 - 2.0 * rate)

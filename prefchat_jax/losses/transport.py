@@ -1,0 +1,68 @@
+"""AOT: alignment of the whole distribution of rewards, by optimal transport.
+
+Melnyk et al., "Distributional Preference Alignment of LLMs via Optimal
+Transport" (https://arxiv.org/abs/2406.05882). In one dimension transport is
+sorting: these couple the batch, over the last axis, and a loss belongs to a rank
+and not to a pair.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from prefchat_jax.losses.links import logistic
+from prefchat_jax.losses.noise import smoothed
+from prefchat_jax.numerics import as_float
+
+
+def aot(
+    chosen_logps: ArrayLike,
+    rejected_logps: ArrayLike,
+    ref_chosen_logps: ArrayLike,
+    ref_rejected_logps: ArrayLike,
+    *,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike,
+) -> jax.Array:
+    """Paired AOT: the policy's sorted margins against the reference's.
+
+    Args:
+      chosen_logps: `[..., B]` summed log-probs under the policy.
+      rejected_logps: `[..., B]` the same of the rejected response.
+      ref_chosen_logps: `[..., B]` under the reference policy.
+      ref_rejected_logps: `[..., B]` under the reference policy.
+      beta: reward scale; authors: 0.1.
+      label_smoothing: rate of wrong labels, in [0, 0.5).
+
+    Returns:
+      `[..., B]` losses by rank.
+    """
+    policy = as_float(chosen_logps) - as_float(rejected_logps)
+    reference = as_float(ref_chosen_logps) - as_float(ref_rejected_logps)
+    return _ranked(policy, reference, beta, label_smoothing)
+
+
+def aot_unpaired(
+    chosen_logps: ArrayLike,
+    rejected_logps: ArrayLike,
+    ref_chosen_logps: ArrayLike,
+    ref_rejected_logps: ArrayLike,
+    *,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike,
+) -> jax.Array:
+    """Unpaired AOT: sorted log-ratios of chosen against those of rejected responses.
+
+    Chosen and rejected need not answer the same prompts. Arguments as of `aot`.
+    """
+    chosen = as_float(chosen_logps) - as_float(ref_chosen_logps)
+    rejected = as_float(rejected_logps) - as_float(ref_rejected_logps)
+    return _ranked(chosen, rejected, beta, label_smoothing)
+
+
+def _ranked(
+    upper: jax.Array, lower: jax.Array, beta: ArrayLike, label_smoothing: ArrayLike
+) -> jax.Array:
+    margins = jnp.asarray(beta) * (jnp.sort(upper) - jnp.sort(lower))
+    losses, swapped = logistic(margins), logistic(-margins)
+    return smoothed(losses, swapped, label_smoothing=label_smoothing)
