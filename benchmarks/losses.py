@@ -16,60 +16,65 @@ from rich.console import Console
 from benchmarks.timing import time_jitted
 from prefchat_jax.cli.console import table
 from prefchat_jax.cli.device import select_device
+from prefchat_jax.training.catalogue import GROUPS, OBJECTIVES
 
 SHAPES = ((128, 10, 4), (4096, 10, 4), (1024, 1000, 16))
 
 
-def run(shapes: Sequence[tuple[int, int, int]], repeats: int) -> list[dict]:
-    """One row for each shape (batch, buckets, negatives), objective and group."""
-    from prefchat_jax.training.objective import (
-        GROUPS,
-        LINKS,
-        Objective,
+def run(
+    shapes: Sequence[tuple[int, int, int]],
+    repeats: int,
+    objectives: Sequence[str] = tuple(OBJECTIVES),
+    groups: Sequence[str] = tuple(GROUPS),
+) -> list[dict]:
+    """A row for each shape, each objective, and each group of the first objective."""
+    variants = [(name, "pairwise_mean") for name in objectives]
+    variants += [(objectives[0], group) for group in groups if group != "pairwise_mean"]
+    return [
+        _time(shape, objective, group, repeats)
+        for shape in shapes
+        for objective, group in variants
+    ]
+
+
+def _time(
+    shape: tuple[int, int, int], objective: str, group: str, repeats: int
+) -> dict:
+    """Times one preference loss for a shape (batch, buckets, negatives)."""
+    from prefchat_jax.training.preference import (
+        Targets,
+        init_preference_state,
+        make_preference,
         preference_losses,
-        resolve_link,
     )
 
-    rows = []
-    for batch, buckets, negatives in shapes:
-        logits = jax.random.normal(jax.random.key(0), (batch, buckets))
-        labels = jnp.arange(batch) % buckets
-        key = jax.random.key(1)
-        for name in LINKS:
-            link, beta = resolve_link(name)
-            for group in GROUPS:
-                objective = Objective(
-                    weight=1.0,
-                    link=link,
-                    group=GROUPS[group],
-                    beta=beta,
-                    num_negatives=negatives,
-                    hard_ratio=0.78,
-                    confidence=True,
-                )
+    batch, buckets, negatives = shape
+    logits, ref_logits = jax.random.normal(jax.random.key(0), (2, batch, buckets))
+    labels = jnp.arange(batch) % buckets
+    has_reference = OBJECTIVES[objective].reference
+    preference = make_preference(
+        objective, group=group, num_negatives=negatives, hard_ratio=0.78
+    )
 
-                def loss(logits, labels, key, objective=objective):
-                    values, _ = preference_losses(objective, key, logits, labels)
-                    return values.mean()
+    def loss(logits, ref_logits, labels, key):
+        targets = Targets(labels, ref_logits if has_reference else None)
+        state = init_preference_state(preference)
+        return preference_losses(preference, key, logits, targets, state)[0].mean()
 
-                forward = time_jitted(loss, logits, labels, key, repeats=repeats)
-                both = time_jitted(
-                    jax.value_and_grad(loss), logits, labels, key, repeats=repeats
-                )
-                rows.append(
-                    {
-                        "batch": batch,
-                        "buckets": buckets,
-                        "negatives": negatives,
-                        "objective": name,
-                        "group": group,
-                        "compile_seconds": both.compile_seconds,
-                        "forward_us": forward.median_us,
-                        "forward_backward_us": both.median_us,
-                        "spread_us": both.spread_us,
-                    }
-                )
-    return rows
+    inputs = logits, ref_logits, labels, jax.random.key(1)
+    forward = time_jitted(loss, *inputs, repeats=repeats)
+    both = time_jitted(jax.value_and_grad(loss), *inputs, repeats=repeats)
+    return {
+        "batch": batch,
+        "buckets": buckets,
+        "negatives": negatives,
+        "objective": objective,
+        "group": group,
+        "compile_seconds": both.compile_seconds,
+        "forward_us": forward.median_us,
+        "forward_backward_us": both.median_us,
+        "spread_us": both.spread_us,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Finetune: a corpus to a run directory that chat can load."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,21 +28,24 @@ from prefchat_jax.text.features import (
     Featurizer,
     trim,
 )
+from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.loop import Fit, LoopConfig, Progress, fit
-from prefchat_jax.training.objective import GROUPS, Objective, resolve_link
+from prefchat_jax.training.objective import Objective
 from prefchat_jax.training.optimizers import OptimizerConfig
+from prefchat_jax.training.preference import make_preference
 from prefchat_jax.training.run_directory import (
     FORMAT,
     RunDirectory,
     write_json,
 )
-from prefchat_jax.training.steps import Recipe, Rows
+from prefchat_jax.training.steps import Recipe, Rows, predict
 
 _BUCKET_WEIGHTS = (1.0, 0.5, 0.25, 0.1, 2.0, 4.0)  # Ties go to the first.
 _MEASURED = 200  # Validation rows that are asked.
 _PRIOR, _PRIOR_ROWS = 0.25, 20  # Confidence threshold before any row is asked.
+_REPLIES = "sentences of replies"  # The source of rows that are no questions.
 
 
 class Corpus(NamedTuple):
@@ -54,6 +58,7 @@ class Corpus(NamedTuple):
     labelled: Labelled
     featurizer: Featurizer
     fingerprint: str
+    sources: list[str]
 
 
 class Result(NamedTuple):
@@ -89,6 +94,9 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     corpus = load_corpus(config, progress)
     recipe, loop = make_recipe(config, corpus, progress)
     params = _initial_params(config, recipe.model, corpus)
+    corpus = corpus._replace(
+        train=_with_reference(config, recipe, params, corpus.train, progress)
+    )
     if config.resume:
         _check_same_run(run, config, corpus)
     else:
@@ -130,19 +138,27 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         else Featurizer.fit(contexts, features)
     )
     labels = labelled.numbers[train]
+    sources = [row.source for row in train_rows]
     if config.learn_from_responses:
         more, more_labels = response_rows(
             train_rows, labels, limit=len(train_rows), seed=config.seed
         )
         contexts, labels = contexts + more, np.concatenate([labels, more_labels])
+        sources += [_REPLIES] * len(more)
+    names, numbers = np.unique(sources, return_inverse=True)
     return Corpus(
-        Rows(*trim(featurizer.embedded(featurizer(contexts))), labels),
+        Rows(
+            *trim(featurizer.embedded(featurizer(contexts))),
+            labels,
+            numbers.astype(np.int32),
+        ),
         Rows(*_embedded(featurizer, val_rows), labelled.numbers[val]),
         train_rows,
         val_rows,
         labelled,
         featurizer,
         records.fingerprint,
+        names.tolist(),
     )
 
 
@@ -166,7 +182,7 @@ def make_recipe(
             vocabulary=corpus.featurizer.num_rows,
             branch_widths=config.branch_widths(),
         ),
-        objective=_objective(config, num_buckets, progress),
+        objective=_objective(config, corpus, progress),
         optimizer=OptimizerConfig(
             num_steps=steps,
             warmup_steps=_warmup_steps(config, steps, progress),
@@ -208,6 +224,9 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
         "min_confidence": 0.0,
         "bucket_weight": 1.0,
     }
+    if config["finetune"]["pref_noise"] == "re_po":
+        trust = zip(corpus.sources, result.reliability.tolist(), strict=True)
+        config["reliability"] = dict(trust)
     run.write_json("config.json", config)
     _, params = load_model(run)
     if not is_store_of(run.store, corpus.featurizer, params):
@@ -286,28 +305,54 @@ def _batch_size(config: FinetuneConfig, rows: int) -> int:
     return min(256, max(16, 1 << (rows // 16).bit_length() - 1)) if rows > 32 else rows
 
 
-def _objective(
-    config: FinetuneConfig, num_buckets: int, progress: Progress
-) -> Objective:
+def _objective(config: FinetuneConfig, corpus: Corpus, progress: Progress) -> Objective:
+    num_buckets = len(corpus.labelled.buckets.labels)
     group_size = min(config.pref_group_size, num_buckets - 1)
     if group_size < config.pref_group_size and config.pref_weight > 0:
         progress.notice(
             f"--pref_group_size {config.pref_group_size} cut to {group_size}: there "
             f"are {num_buckets} buckets"
         )
-    link, beta = resolve_link(
-        config.pref_objective, beta=config.pref_beta, margin=config.pref_margin
+    slack = config.false_negative_margin
+    preference = make_preference(
+        config.pref_objective,
+        group=config.pref_group_estimator,
+        noise=config.noise(),
+        beta=config.pref_beta,
+        margin=config.pref_margin,
+        noise_rate=config.pref_noise_rate or 0.1,
+        num_negatives=group_size,
+        hard_ratio=config.hard_negative_ratio,
+        slack=math.inf if slack is None else slack,
+        correct_sampling=config.sampling_correction,
+        num_sources=len(corpus.sources),
     )
     return Objective(
         label_smoothing=config.label_smoothing,
         weight=config.pref_weight,
-        link=link,
-        group=GROUPS[config.pref_group_estimator],
-        beta=beta,
-        num_negatives=group_size,
-        hard_ratio=config.hard_negative_ratio,
-        confidence=config.adaptive_pref_weighting,
+        preference=preference,
     )
+
+
+def _with_reference(
+    config: FinetuneConfig,
+    recipe: Recipe,
+    params: Params,
+    train: Rows,
+    progress: Progress,
+) -> Rows:
+    """The rows with the logits of the frozen start, if the objective wants them."""
+    row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
+    if not row.reference or config.pref_weight == 0:
+        return train
+    if not config.weights:
+        progress.notice(
+            f"--pref_objective {config.pref_objective} without --weights: the "
+            "reference policy is uniform"
+        )
+        return train
+    logits = predict(recipe.model, params, train.ids, train.weights)
+    return train._replace(ref_logits=logits)
 
 
 def _warmup_steps(config: FinetuneConfig, steps: int, progress: Progress) -> int:

@@ -16,6 +16,7 @@ from prefchat_jax.cli.chat import ChatFlags
 from prefchat_jax.cli.main import COMMANDS, main
 from prefchat_jax.errors import UserError
 from prefchat_jax.finetune import finetune
+from prefchat_jax.training import catalogue
 from prefchat_jax.training.config import FinetuneConfig
 
 SEED_FINETUNE = (
@@ -113,6 +114,10 @@ WRONG_VALUES = {
     "pref_group_size": "0",
     "pref_group_estimator": "mean",
     "pref_objective": "dpoo",
+    "pref_noise": "gauss",
+    "pref_noise_rate": "0.1",
+    "false_negative_margin": "-1",
+    "sampling_correction": None,
     "hard_negative_ratio": "1.1",
     "pref_warmup_epochs": "-1",
     "lr_schedule": "linear",
@@ -151,8 +156,22 @@ def test_widths_of_branches_come_from_the_size_or_the_flags():
     assert changed == (1024, 9, 3072)
     with pytest.raises(UserError, match="base has 0 branches"):
         config(model_size="base", expansion_dim=4)
-    with pytest.raises(UserError, match="repo_relu has no beta"):
-        config(pref_objective="repo_relu", pref_beta=2.0)
+
+
+def test_preference_flags_that_would_be_ignored_are_errors():
+    config = lambda **changes: FinetuneConfig(data="a", output="b", **changes)
+    for wrong, message in (
+        ({"pref_objective": "repo_relu", "pref_beta": 2.0}, "pref_beta: repo_relu"),
+        ({"pref_objective": "orpo", "pref_beta": 2.0}, "pref_beta: orpo has none"),
+        ({"pref_objective": "m:f", "pref_margin": 1.0}, "pref_margin: m:f has none"),
+        ({"pref_noise_rate": 0.2}, "pref_noise_rate: none has none"),
+        ({"pref_noise": "re_po", "pref_noise_rate": 0.6}, "pref_noise_rate 0.6"),
+        ({"adaptive_pref_weighting": True, "pref_noise": "re_po"}, "give one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config(**wrong)
+    assert config(adaptive_pref_weighting=True).noise() == "confidence"
+    assert config(pref_noise="smoothing", pref_noise_rate=0.2).noise() == "smoothing"
 
 
 CHANGES = {
@@ -163,6 +182,8 @@ CHANGES = {
     "pref_group_estimator": "epo",
     "hard_negative_ratio": 0.0,
     "adaptive_pref_weighting": True,
+    "pref_noise": "re_po",
+    "false_negative_margin": 0.0,
     "pref_warmup_epochs": 0.0,
     "label_smoothing": 0.3,
     "weight_decay": 10.0,
@@ -187,6 +208,27 @@ def test_each_flag_changes_the_run(name, run, corpus_path, tmp_path):
     other = finetune(quick(corpus_path, tmp_path / "b", **(settings | changed)))
     key = "eval_loss"
     assert plain.fit.history[-1][key] != other.fit.history[-1][key]
+
+
+@pytest.mark.slow
+def test_each_name_of_the_catalogue_trains_in_its_own_way(run, corpus_path, tmp_path):
+    start = {"pref_weight": 1.0, "epochs": 2, "pref_group_size": 3}
+    start |= {"weights": str(run.run.path), "train_all": True}
+    variants = [{"pref_objective": name} for name in catalogue.OBJECTIVES]
+    variants += [{"pref_group_estimator": name} for name in catalogue.GROUPS]
+    variants += [{"pref_noise": name} for name in catalogue.NOISE]
+    variants += [
+        {"pref_group_estimator": "softmax", "sampling_correction": True},
+        {"pref_noise": "smoothing", "pref_noise_rate": 0.3},
+        {"pref_objective": "simpo", "pref_margin": 2.0},
+    ]
+    found = [
+        finetune(quick(corpus_path, tmp_path / str(i), **start, **changes))
+        for i, changes in enumerate(variants)
+    ]
+    losses = [result.fit.history[-1]["loss/pref"] for result in found]
+    # sigmoid, pairwise_mean and no noise are one and the same, thrice.
+    assert len(set(losses)) == len(variants) - 2, losses
 
 
 # --- commands

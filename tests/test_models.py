@@ -15,6 +15,7 @@ from prefchat_jax.models.classifier import (
 from prefchat_jax.training.config import BRANCH_WIDTHS
 from prefchat_jax.training.objective import Objective
 from prefchat_jax.training.optimizers import OptimizerConfig
+from prefchat_jax.training.preference import Preference
 from prefchat_jax.training.steps import Plan, Recipe, Rows, init_state, run_steps
 
 LOGITS = jax.jit(bucket_logits, static_argnums=0)
@@ -130,7 +131,7 @@ def _train(config, batch, steps, weight=0.3):
     """Parameters after each of the first steps."""
     recipe = Recipe(
         model=config,
-        objective=Objective(weight=weight, num_negatives=2),
+        objective=Objective(weight=weight, preference=Preference(num_negatives=2)),
         optimizer=OptimizerConfig(num_steps=10, warmup_steps=1, lr=1e-2),
     )
     rows = Rows(*map(jnp.asarray, (*batch, np.arange(6, dtype=np.int32) % 5)))

@@ -1,40 +1,49 @@
 """The experiment and the benchmark run, small."""
 
-import json
+import dataclasses
 
 import pytest
 
 from benchmarks import losses as benchmark
 from experiments import compare_losses
-from prefchat_jax.training import objective
+from prefchat_jax.errors import UserError
 
 
-@pytest.fixture
-def one_objective(monkeypatch):
-    """Two groups of one objective say as much as those of all, in half the time."""
-    one = {"sigmoid": objective.LINKS["sigmoid"]}
-    monkeypatch.setattr(objective, "LINKS", one)
-    monkeypatch.setattr(compare_losses, "LINKS", one)
-
-
-def test_compare_losses_prints_a_row_for_each_variant(corpus_path, one_objective):
+def test_compare_losses_prints_a_row_for_each_variant(corpus_path):
     config = compare_losses.Config(
-        data=str(corpus_path), seeds=1, epochs=1, val_split=0.2, model_size="base"
+        data=str(corpus_path),
+        val=str(corpus_path),
+        flip=0.9,
+        objectives=("sigmoid", "simpo"),
+        groups=("epo",),
+        noises=("none", "re_po"),
+        seeds=1,
+        epochs=2,
+        val_split=0.2,
+        model_size="base",
     )
     rows = compare_losses.run(config)
     assert [row["variant"] for row in rows] == [
         "cross-entropy alone",
-        "sigmoid / pairwise_mean",
+        "sigmoid",
+        "simpo",
         "sigmoid / epo",
+        "sigmoid / re_po",
     ]
-    assert rows[0]["difference"] == 0.0
-    assert len({row["cross_entropy"] for row in rows}) == 3
+    assert rows[0]["difference"][0] == 0.0
+    assert len({row["cross_entropy"] for row in rows}) == 5
+    assert {"careful", "careless"} <= set(rows[-1]["reliability"])
+    with pytest.raises(UserError, match="--flip needs --val"):
+        compare_losses.run(dataclasses.replace(config, val=None))
 
 
-def test_the_benchmark_times_every_variant(capsys, one_objective):
-    benchmark.main(["--quick", "--repeats", "3", "--json", "--device", "cpu"])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(rows) == 2
+def test_the_benchmark_times_every_variant(capsys):
+    rows = benchmark.run([(32, 5, 2)], 3, ["sigmoid", "ipo"], ["epo"])
+    assert [(row["objective"], row["group"]) for row in rows] == [
+        ("sigmoid", "pairwise_mean"),
+        ("ipo", "pairwise_mean"),
+        ("sigmoid", "epo"),
+    ]
     for row in rows:
         assert row["compile_seconds"] > 0
         assert row["forward_us"] > 0 and row["forward_backward_us"] > 0

@@ -14,17 +14,21 @@ from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.errors import UserError
 from prefchat_jax.finetune import Silent, finetune
 from prefchat_jax.models.classifier import ModelConfig, init_params
+from prefchat_jax.training import catalogue, preference
 from prefchat_jax.training.checkpoints import load_model
-from prefchat_jax.training.objective import (
-    Objective,
-    example_losses,
-    resolve_link,
-)
+from prefchat_jax.training.objective import Objective, example_losses
 from prefchat_jax.training.optimizers import (
     OptimizerConfig,
     averaged_params,
     make_optimizer,
     make_schedule,
+)
+from prefchat_jax.training.preference import (
+    Preference,
+    Targets,
+    init_preference_state,
+    make_preference,
+    preference_losses,
 )
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import Recipe, Rows, init_state, predict, run_steps
@@ -40,13 +44,24 @@ def _params_equal(a, b):
 # --- objective
 
 
+KEY = jax.random.key(0)
+
+
+def _losses(objective, logits, labels, ramp=1.0):
+    state = init_preference_state(objective.preference)
+    return example_losses(objective, KEY, logits, Targets(labels), state, ramp=ramp)[:2]
+
+
 def test_the_objective_is_ce_plus_weight_times_ramp_times_preference(rng):
     logits = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
     labels = jnp.arange(6) % 5
-    objective = Objective(label_smoothing=0.1, weight=0.3, num_negatives=4, beta=2.0)
-    key = jax.random.key(0)
+    objective = Objective(
+        label_smoothing=0.1,
+        weight=0.3,
+        preference=Preference(num_negatives=4, beta=2.0),
+    )
     for ramp in (0.0, 0.5, 1.0):
-        total, parts = example_losses(objective, key, logits, labels, ramp=ramp)
+        total, parts = _losses(objective, logits, labels, ramp)
         np.testing.assert_allclose(
             total, parts["loss/ce"] + 0.3 * ramp * parts["loss/pref"], rtol=1e-6
         )
@@ -67,25 +82,171 @@ def test_the_objective_is_ce_plus_weight_times_ramp_times_preference(rng):
 
 def test_a_weight_of_zero_leaves_the_preference_loss_out(rng):
     logits, labels = jnp.asarray(rng.normal(size=(3, 4))), jnp.arange(3)
-    objective = Objective(weight=0.0)
-    _, parts = example_losses(objective, jax.random.key(0), logits, labels, ramp=1.0)
-    assert "loss/pref" not in parts
+    assert "loss/pref" not in _losses(Objective(weight=0.0), logits, labels)[1]
 
 
 def test_groups_are_capped_at_the_wrong_buckets(rng):
     logits, labels = jnp.asarray(rng.normal(size=(3, 4))), jnp.arange(3)
-    objective = Objective(weight=1.0, num_negatives=99)
-    loss, _ = example_losses(objective, jax.random.key(0), logits, labels, ramp=1.0)
-    assert jnp.isfinite(loss).all()
+    objective = Objective(weight=1.0, preference=Preference(num_negatives=99))
+    assert jnp.isfinite(_losses(objective, logits, labels)[0]).all()
 
 
-def test_links_by_name_and_a_users_own():
-    link, beta = resolve_link("sigmoid")
-    assert link(jnp.zeros(1)) == pytest.approx(np.log(2)) and beta == 2.0
-    link, beta = resolve_link("repo_relu", margin=0.3)
-    assert link(jnp.zeros(1)) == pytest.approx(0.3) and beta == 1.0
-    assert resolve_link("repo_relu", margin=0.3)[0] is link
-    assert resolve_link("jax.nn:softplus", beta=0.5) == (jax.nn.softplus, 0.5)
+# --- named preference losses
+
+LOGITS = np.array([[1.0, -0.5, 0.9], [0.0, 2.0, -1.0]], np.float32)
+REF = np.array([[0.5, 0.0, -0.5], [1.0, 0.5, 0.0]], np.float32)
+LABELS = np.array([0, 1])
+
+
+def _preference(name, logits=LOGITS, labels=LABELS, ref=None, sources=None, **settings):
+    """Losses over all wrong buckets: nothing is left to chance."""
+    chosen = make_preference(name, num_negatives=2, **settings)
+    targets = Targets(jnp.asarray(labels), ref, sources)
+    state = init_preference_state(chosen)
+    return preference_losses(chosen, KEY, jnp.asarray(logits), targets, state)
+
+
+def _oracle(link, logits=LOGITS, labels=LABELS):
+    """The mean of a link over the lead of gold over every other bucket, by loops."""
+    return [
+        np.mean([link(row[y] - row[n]) for n in range(3) if n != y])
+        for row, y in zip(np.asarray(logits, np.float64), labels, strict=True)
+    ]
+
+
+softplus = lambda x: np.logaddexp(0.0, x)
+win = lambda x: 1 / (1 + np.exp(-x))
+
+
+def bernoulli_kl(p, q):
+    return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+BY_HAND = {
+    "sigmoid": lambda d: softplus(-2 * d),
+    "repo_relu": lambda d: max(0, 0.2 - d),
+    "dpo": lambda d: softplus(-2 * d),
+    "ipo": lambda d: (d - 5) ** 2,
+    "hinge": lambda d: max(0, 1 - d),
+    "simpo": lambda d: softplus(0.5 - 2 * d),
+    "rpo": lambda d: bernoulli_kl(win(1.0), win(0.2 * d)),
+    "rpo_fwd_kl": lambda d: bernoulli_kl(win(0.2 * d), win(1.0)),
+    "rpo_sq": lambda d: (0.2 * d - 1) ** 2,
+    "exo": lambda d: bernoulli_kl(win(2 * d), 0.999),
+    "discopop": lambda d: (
+        win(-2 * d) * softplus(-0.1 * d) + win(2 * d) * np.exp(-0.1 * d)
+    ),
+}
+
+
+def test_every_name_of_the_catalogue_is_made_of_functions():
+    assert set(catalogue.OBJECTIVES) == set(BY_HAND) | {"orpo", "lmpo"}
+    assert set(catalogue.GROUPS) == set(preference.GROUPS)
+    assert set(catalogue.NOISE) == set(preference.NOISE)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_objectives_are_what_the_catalogue_says(name):
+    row = catalogue.OBJECTIVES[name]
+    ref = jnp.asarray(REF) if row.reference else None
+    wanted = _oracle(BY_HAND[name], LOGITS - REF if row.reference else LOGITS)
+    np.testing.assert_allclose(_preference(name, ref=ref)[0], wanted, rtol=1e-4)
+    # The flags are its hyper-parameters: an objective that has one listens to it.
+    for flag, default in (("beta", row.beta), ("margin", row.margin)):
+        if default is None:
+            with pytest.raises(UserError, match=f"--pref_{flag}: {name} has none"):
+                make_preference(name, **{flag: 1.5})
+        else:
+            changed = _preference(name, ref=ref, **{flag: default * 1.5})[0]
+            assert not np.allclose(changed, wanted, rtol=1e-4)
+
+
+def test_orpo_compares_log_odds():
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+    wanted = _oracle(lambda d: softplus(-d), np.log(p / (1 - p)))
+    np.testing.assert_allclose(_preference("orpo")[0], wanted, rtol=1e-5)
+
+
+def test_lmpo_runs_its_statistics_over_pairs():
+    values, _, state = _preference("lmpo")
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+    pairs = [(i, n) for i in range(2) for n in range(3) if n != LABELS[i]]
+    gold = lambda table, i: table[i, LABELS[i]]
+    raw = np.array(
+        [(1 - gold(p, i)) * (1 - (gold(p, i) - p[i, n]) ** 5) / 2 for i, n in pairs]
+    )
+    z = (raw - raw.mean()) / raw.std(ddof=1)
+    d = np.array([gold(LOGITS, i) - LOGITS[i, n] for i, n in pairs])
+    wanted = softplus(1.0 - 2.5 * d + 0.2 * z).reshape(2, 2).mean(1)
+    np.testing.assert_allclose(values, wanted, rtol=1e-4)
+    np.testing.assert_allclose(state.lmpo.mean, 0.1 * raw.mean(), rtol=1e-4)
+
+
+def test_noise_models():
+    own = np.array(_oracle(lambda d: softplus(-2 * d)))
+    swapped = np.array(_oracle(lambda d: softplus(2 * d)))
+    noisy = lambda name, **settings: _preference("sigmoid", noise=name, **settings)
+    np.testing.assert_allclose(noisy("none")[0], own, rtol=1e-5)
+    p = np.exp(LOGITS[[0, 1], LABELS]) / np.exp(LOGITS).sum(-1)
+    np.testing.assert_allclose(noisy("confidence")[0], p * own, rtol=1e-5)
+    smooth = noisy("smoothing", noise_rate=0.2)[0]
+    np.testing.assert_allclose(smooth, 0.8 * own + 0.2 * swapped, rtol=1e-5)
+    robust = noisy("robust", noise_rate=0.2)[0]
+    np.testing.assert_allclose(robust, (0.8 * own - 0.2 * swapped) / 0.6, rtol=1e-5)
+    sources = jnp.array([1, 0])
+    values, metrics, state = noisy(
+        "re_po", noise_rate=0.2, sources=sources, num_sources=3
+    )
+    p = win(swapped - own)
+    np.testing.assert_allclose(values, -np.log(0.8 * p + 0.2 * (1 - p)), rtol=1e-5)
+    posterior = 0.8 * p / (0.8 * p + 0.2 * (1 - p))
+    trusted = 0.9 * 0.8 + 0.1 * posterior[::-1]
+    np.testing.assert_allclose(state.reliability, [*trusted, 0.8], rtol=1e-5)
+    np.testing.assert_allclose(metrics["reliability"], trusted[::-1], rtol=1e-5)
+
+
+def test_negatives_far_ahead_do_not_count_with_a_guard():
+    logits, labels = np.array([[0.0, 3.0, 1.0]], np.float32), [0]
+    guarded = _preference("sigmoid", logits, labels, slack=2.0)[0]
+    np.testing.assert_allclose(guarded, [softplus(2.0)], rtol=1e-5)
+
+
+def test_sampling_correction_stands_for_all_wrong_buckets(rng):
+    logits = jnp.asarray(rng.normal(size=(1, 12)), jnp.float32)
+    targets = Targets(jnp.array([0]))
+    settings = {"group": "softmax", "beta": 1.0, "correct_sampling": True}
+    everything = make_preference("sigmoid", num_negatives=11, **settings)
+    few = make_preference("sigmoid", num_negatives=4, hard_ratio=0.5, **settings)
+    state = init_preference_state(few)
+    cost = lambda made, key: preference_losses(made, key, logits, targets, state)[0]
+    # With all of them, the loss is cross-entropy.
+    wanted = float(cost(everything, KEY)[0])
+    np.testing.assert_allclose(wanted, -jax.nn.log_softmax(logits)[0, 0], rtol=1e-5)
+    keys = jax.random.split(KEY, 4000)
+    drawn = jax.jit(jax.vmap(lambda key: cost(few, key)[0]))(keys)
+    # The sum of exponentials is unbiased: exp(loss) = 1 + that sum.
+    np.testing.assert_allclose(np.exp(drawn).mean(), np.exp(wanted), rtol=0.02)
+
+
+def test_rows_that_do_not_count_leave_the_state_alone():
+    state_of = lambda rows, where: preference_losses(
+        (made := make_preference("lmpo", noise="re_po", num_negatives=2)),
+        KEY,
+        jnp.asarray(LOGITS[rows]),
+        Targets(jnp.asarray(LABELS[rows]), where=where),
+        init_preference_state(made),
+    )[2]
+    padded = state_of([0, 1, 1], jnp.array([True, True, False]))
+    alone = state_of([0, 1], None)
+    for one, other in zip(jax.tree.leaves(padded), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_equal_settings_are_one_object_and_a_user_brings_a_link():
+    once, again = (make_preference("simpo", margin=0.3) for _ in range(2))
+    assert once == again and hash(once) == hash(again)
+    made = make_preference("jax.nn:softplus", beta=0.5)
+    assert (made.link, made.beta) == (jax.nn.softplus, 0.5)
 
 
 def reduces(margins):
@@ -93,12 +254,28 @@ def reduces(margins):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["hinge", "no_such:f", "jax.nn:no", "jax:__version__", "test_training:reduces"],
+    "name", ["no_such:f", "jax.nn:no", "jax:__version__", "test_training:reduces"]
 )
 def test_what_is_no_link_is_one_line(name):
     with pytest.raises(UserError, match="--pref_objective"):
-        resolve_link(name)
+        make_preference(name)
+
+
+def test_the_reference_policy_is_the_frozen_start(run, corpus_path, tmp_path):
+    """From where it starts, DPO's margins are 0: its first loss is log 2."""
+    start = {"weights": str(run.run.path), "train_all": True, "pref_weight": 1.0}
+    settings = start | {"epochs": 1, "lr": 1e-9, "learn_from_responses": False}
+    found = {
+        name: finetune(
+            quick(corpus_path, tmp_path / name, pref_objective=name, **settings)
+        ).fit.history[0]
+        for name in ("dpo", "sigmoid")
+    }
+    # Dropout keeps the margins from being exactly 0.
+    assert abs(found["dpo"]["rewards/margins"]) < 0.2 * abs(
+        found["sigmoid"]["rewards/margins"]
+    )
+    assert found["dpo"]["loss/pref"] > found["sigmoid"]["loss/pref"]
 
 
 # --- optimizer

@@ -1,11 +1,15 @@
 """`prefchat finetune`."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import TrainingProgress, output
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.training.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from prefchat_jax.finetune import Result
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,8 +33,16 @@ def main(argv: Sequence[str]) -> None:
             if "eval_accuracy" in best
             else ""
         ),
+        *_trust(result),
         f"{result.seconds:.1f} s, saved in {config.output}",
         f"next: prefchat chat --weights {config.output}",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _trust(result: "Result") -> list[str]:
+    """A line on how reliable RE-PO found each source, if it was asked."""
+    reliability = result.run.config().get("reliability", {})
+    shown = [f"{source} {value:.2f}" for source, value in reliability.items()]
+    return [f"reliability: {', '.join(shown)}"] if shown else []

@@ -1,25 +1,34 @@
-"""`prefchat losses`: what --pref_objective and --pref_group_estimator mean."""
+"""`prefchat losses`: what the flags of the preference loss mean."""
 
 from collections.abc import Sequence
 
 from prefchat_jax.cli.console import output, table
 from prefchat_jax.errors import UserError
+from prefchat_jax.training.catalogue import GROUPS, NOISE, OBJECTIVES, USERS
 
 
 def main(argv: Sequence[str]) -> None:
     """Prints the tables of names."""
     if argv and argv[0] not in ("-h", "--help"):
         raise UserError(f"`prefchat losses` takes no {argv[0]!r}.")
-    from prefchat_jax.training.objective import GROUP_EQUATIONS, LINKS
-
     console = output()
     rows = [
-        [name, row.equation, row.paper, "--pref_beta" if row.beta else "--pref_margin"]
-        for name, row in LINKS.items()
+        [name, row.equation, row.paper, _shown(row.beta), _shown(row.margin)]
+        + ["yes" if row.reference else ""]
+        for name, row in (*OBJECTIVES.items(), ("module:function", USERS))
     ]
-    rows.append(["module:function", "your own, of margins [..., K]", "", "--pref_beta"])
-    columns = ["--pref_objective", "loss of one margin", "paper", "hyper-parameter"]
-    console.print(table("Objectives: d = gold logit - negative logit", columns, rows))
-    rows = [[name, equation] for name, equation in GROUP_EQUATIONS.items()]
-    columns = ["--pref_group_estimator", "loss over K negatives"]
+    columns = ["--pref_objective", "loss of one margin", "paper", "--pref_beta"]
+    columns += ["--pref_margin", "reference"]
+    title = "Objectives: d = gold logit - negative logit, d_ref of the reference policy"
+    console.print(table(title, columns, rows))
+    rows = [[name, row.equation, row.paper] for name, row in GROUPS.items()]
+    columns = ["--pref_group_estimator", "loss over K margins m", "paper"]
     console.print(table("Groups: l = loss of one margin", columns, rows))
+    rows = [[name, row.equation, row.paper] for name, row in NOISE.items()]
+    columns = ["--pref_noise", "loss of one example", "paper"]
+    title = "Noise: L = loss over the group, S = the same with every margin turned"
+    console.print(table(title, columns, rows))
+
+
+def _shown(default: float | None) -> str:
+    return "" if default is None else f"{default:g}"

@@ -155,7 +155,10 @@ def _examples(row: dict[str, Any], where: str) -> Iterator[Example]:
     label = _label(row)
     if user and (response or label is not None):
         context = (Turn("user", user),)
-        yield Example(context, response, label, _intent(row), row.get("group"), where)
+        group, intent = row.get("group"), _intent(row)
+        yield Example(
+            context, response, label, intent, group, where, _source(row, where)
+        )
 
 
 def _dialogue_examples(
@@ -176,7 +179,13 @@ def _dialogue_examples(
     for i in replies:
         label = _label(row) if i == replies[-1] else None
         yield Example(
-            tuple(turns[:i]), turns[i].content, label, _intent(row), group, where
+            tuple(turns[:i]),
+            turns[i].content,
+            label,
+            _intent(row),
+            group,
+            where,
+            _source(row, where),
         )
 
 
@@ -223,6 +232,12 @@ def _label(row: dict[str, Any]) -> str | int | None:
 def _intent(row: dict[str, Any]) -> str | None:
     value = row.get("intent")
     return value.strip() if isinstance(value, str) and value.strip() else None
+
+
+def _source(row: dict[str, Any], where: str) -> str:
+    """Who is to be trusted for the label: a person, a data set, or a file."""
+    named = _first(row, ("annotator", "source"))
+    return named or where.rpartition(":")[0]
 
 
 def _nothing_usable(paths: Sequence[str | os.PathLike], records: Records) -> str:

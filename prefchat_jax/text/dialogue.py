@@ -28,6 +28,7 @@ class Example:
       intent: a readable name of the label, if the file has one.
       group: rows of one group stay on one side of a split; None means that
         the text of the user's message decides.
+      source: who labelled it: the row's `annotator`, or `source`, or its file.
       where: `file:line`, for messages about this row.
     """
 
@@ -37,6 +38,7 @@ class Example:
     intent: str | None = None
     group: str | None = None
     where: str = ""
+    source: str = ""
 
     @property
     def question(self) -> str:

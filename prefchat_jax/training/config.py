@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from prefchat_jax.errors import UserError
+from prefchat_jax.training import catalogue
 
 ModelSize = Literal["base", "large", "xlarge", "xxlarge"]
 
@@ -59,21 +60,31 @@ class FinetuneConfig:
     """Hidden units of the third branch [xxlarge 3072]."""
 
     pref_objective: str = "sigmoid"
-    """Preference loss: sigmoid, repo_relu, or module:function of your own."""
+    """A name that `prefchat losses` explains, or module:function of your own."""
     pref_weight: float = 0.2
     """Weight of the preference loss; 0 is cross-entropy alone."""
     pref_beta: float | None = None
-    """Reward scale of the margins [2.0]; repo_relu has none."""
+    """Reward scale of the margins [by objective]; some have none."""
     pref_margin: float | None = None
-    """Target margin of repo_relu [0.2]; the others have none."""
+    """Target margin, in rpo the reward of the gold bucket [by objective]."""
     pref_group_size: int = 4
     """Negatives of one example, at most the number of buckets - 1."""
-    pref_group_estimator: Literal["pairwise_mean", "epo"] = "pairwise_mean"
+    pref_group_estimator: Literal[
+        "pairwise_mean", "epo", "softmax", "softmax_mean", "hardest", "mean_reward"
+    ] = "pairwise_mean"
     """How the negatives of one example make one loss."""
     hard_negative_ratio: float = 0.6
     """Share of negatives with the highest wrong logits; the rest is uniform."""
+    false_negative_margin: float | None = None
+    """Skip negatives that lead the gold bucket by more logits than this [none]."""
+    sampling_correction: bool = False
+    """With softmax: make the drawn negatives stand for all wrong buckets."""
+    pref_noise: Literal["none", "confidence", "smoothing", "robust", "re_po"] = "none"
+    """What to do about wrong labels; re_po learns how reliable each source is."""
+    pref_noise_rate: float | None = None
+    """Share of wrong labels that smoothing, robust and re_po start from [0.1]."""
     adaptive_pref_weighting: bool = False
-    """Weight the preference loss by the model's confidence in the gold bucket."""
+    """The same as --pref_noise confidence."""
     pref_warmup_epochs: float = 1.0
     """Epochs over which the preference weight grows from 0."""
 
@@ -124,8 +135,11 @@ class FinetuneConfig:
         _check_range(self, 1, math.inf, *at_least_one, "max_candidates_per_bucket")
         _check_range(self, 2, math.inf, "num_buckets")
         _check_range(self, 1e-12, math.inf, "lr", "pref_beta", "pref_margin")
+        _check_range(self, 0, math.inf, "false_negative_margin")
+        _check_range(self, 1e-12, 0.49999, "pref_noise_rate")
         _check_range(self, 0, 2**31 - 1, "seed")
         self._check_objective()
+        self._check_noise()
         self.branch_widths()
         if self.disable_ema_eval and self.ema_decay == 0:
             raise UserError("--disable_ema_eval needs --ema_decay above 0.")
@@ -148,15 +162,30 @@ class FinetuneConfig:
         values = list(given.values())
         return tuple(values[i] or width for i, width in enumerate(widths))
 
+    def noise(self) -> str:
+        """The noise model, by either flag."""
+        return "confidence" if self.adaptive_pref_weighting else self.pref_noise
+
     def _check_objective(self) -> None:
-        if self.pref_objective == "repo_relu" and self.pref_beta is not None:
+        catalogue.hyper_parameters(
+            self.pref_objective, beta=self.pref_beta, margin=self.pref_margin
+        )
+        if self.sampling_correction and self.pref_group_estimator != "softmax":
             raise UserError(
-                "--pref_beta: repo_relu has no beta, set --pref_margin instead."
+                "--sampling_correction needs --pref_group_estimator softmax."
             )
-        if self.pref_objective != "repo_relu" and self.pref_margin is not None:
+
+    def _check_noise(self) -> None:
+        if self.adaptive_pref_weighting and self.pref_noise not in (
+            "none",
+            "confidence",
+        ):
             raise UserError(
-                f"--pref_margin: {self.pref_objective} has no margin, set --pref_beta."
+                f"--adaptive_pref_weighting is --pref_noise confidence, and not "
+                f"{self.pref_noise}: give one of them."
             )
+        if self.pref_noise_rate is not None and not catalogue.NOISE[self.noise()].rate:
+            raise UserError(f"--pref_noise_rate: {self.noise()} has none.")
 
 
 def _check_range(config: object, low: float, high: float, *names: str) -> None:

@@ -58,10 +58,17 @@ class LoopConfig:
 
 
 class Fit(NamedTuple):
-    """What training found: the history by epoch, and the best one."""
+    """What training found.
+
+    Attributes:
+      history: metrics by epoch.
+      best_epoch: the epoch that was kept, counted from 1.
+      reliability: `[sources]` how far RE-PO came to trust each source.
+    """
 
     history: list[Metrics]
     best_epoch: int
+    reliability: np.ndarray
 
 
 def fit(
@@ -81,7 +88,7 @@ def fit(
     Raises:
       UserError: a loss term is not finite.
     """
-    rows = Rows(*map(jnp.asarray, train))
+    rows = jax.tree.map(jnp.asarray, train)
     run_chunk = partial(
         run_steps,
         recipe,
@@ -117,7 +124,8 @@ def fit(
                 is_last=_is_over(history, config),
             )
             progress.epoch(row)
-    return Fit(history, best_epoch(history))
+    reliability = np.asarray(state.preference.reliability)
+    return Fit(history, best_epoch(history), reliability)
 
 
 def best_epoch(history: list[Metrics]) -> int:

@@ -19,6 +19,11 @@ from prefchat_jax.training.optimizers import (
     make_schedule,
     trainable_in_head_only,
 )
+from prefchat_jax.training.preference import (
+    PreferenceState,
+    Targets,
+    init_preference_state,
+)
 
 EVAL_BATCH = 1024
 
@@ -39,11 +44,15 @@ class Rows(NamedTuple):
       ids: `[n, features]` embedding rows.
       weights: `[n, features]` their weights.
       labels: `[n]` buckets.
+      sources: `[n]` numbers of who labelled them, or None.
+      ref_logits: `[n, C]` logits of the reference policy, or None.
     """
 
     ids: Any
     weights: Any
     labels: Any
+    sources: Any = None
+    ref_logits: Any = None
 
 
 class TrainState(NamedTuple):
@@ -51,6 +60,7 @@ class TrainState(NamedTuple):
 
     params: Params
     opt_state: optax.OptState
+    preference: PreferenceState
     micro_step: jax.Array
 
 
@@ -59,7 +69,8 @@ def init_state(recipe: Recipe, params: Params) -> TrainState:
     """Starts from a copy of `params`: the steps donate their state."""
     params = jax.tree.map(jnp.copy, params)
     opt_state = make_optimizer(recipe.optimizer).init(params)
-    return TrainState(params, opt_state, jnp.zeros((), jnp.int32))
+    preference = init_preference_state(recipe.objective.preference)
+    return TrainState(params, opt_state, preference, jnp.zeros((), jnp.int32))
 
 
 @partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -86,15 +97,16 @@ def run_steps(
     """
     tx = make_optimizer(recipe.optimizer)
 
-    def loss_fn(params, batch, where, window, key, ramp):
+    def loss_fn(params, preference, batch, where, window, key, ramp):
         dropout_key, negatives_key = jax.random.split(key)
         if recipe.optimizer.head_only:
             params = _stop_frozen(params)
         logits = bucket_logits(
             recipe.model, params, batch.ids, batch.weights, key=dropout_key
         )
-        losses, metrics = example_losses(
-            recipe.objective, negatives_key, logits, batch.labels, ramp=ramp
+        targets = Targets(batch.labels, batch.ref_logits, batch.sources, where)
+        losses, metrics, preference = example_losses(
+            recipe.objective, negatives_key, logits, targets, preference, ramp=ramp
         )
         # MultiSteps means over the window's micro-batches: with this scale the
         # window's gradient is the mean over its rows, also in a short window.
@@ -103,14 +115,15 @@ def run_steps(
         count = jnp.maximum(jnp.sum(where), 1)
         metrics = {"loss": losses} | metrics
         means = jax.tree.map(lambda m: jnp.sum(m, where=where) / count, metrics)
-        return loss, means
+        return loss, (means, preference)
 
     def step(state, micro_batch):
         numbers, window = micro_batch
         batch = jax.tree.map(lambda x: x[numbers], rows)
         ramp = jnp.minimum(1.0, (state.micro_step + 1) / jnp.maximum(ramp_steps, 1e-6))
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(
+        grads, (metrics, preference) = jax.grad(loss_fn, has_aux=True)(
             state.params,
+            state.preference,
             batch,
             numbers >= 0,
             window,
@@ -122,7 +135,8 @@ def run_steps(
         metrics["grad_norm"] = optax.tree.norm(grads)
         real_step = state.micro_step // recipe.optimizer.accumulate
         metrics["learning_rate"] = make_schedule(recipe.optimizer)(real_step)
-        return TrainState(params, opt_state, state.micro_step + 1), metrics
+        step_number = state.micro_step + 1
+        return TrainState(params, opt_state, preference, step_number), metrics
 
     return jax.lax.scan(step, state, plan)
 
