@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types format clean
+.PHONY: demo test test-slow test-peers lint types format clean
 
 demo: $(VENV)/demo
 	$(BIN)/prefchat demo
@@ -14,6 +14,9 @@ test: lint types
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
+
+test-peers: $(VENV)/dev $(VENV)/peers
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_peers.py tests/test_traps.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -29,7 +32,7 @@ format: $(VENV)/dev
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
-$(VENV)/demo $(VENV)/dev: setup.cfg pyproject.toml
+$(VENV)/demo $(VENV)/dev $(VENV)/peers: setup.cfg pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'prefchat-jax needs Python 3.11 or newer: make PYTHON=python3.12')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about a minute"

@@ -29,7 +29,8 @@ def js_scores(log_ratios: ArrayLike) -> jax.Array:
 def alpha_scores(log_ratios: ArrayLike, *, alpha: ArrayLike) -> jax.Array:
     """Alpha divergence: `(1 - exp(-alpha * log_ratio)) / alpha`, alpha in (0, 1).
 
-    Towards alpha 0 it is reverse KL, at 1 forward KL.
+    Towards alpha 0 it is reverse KL, at 1 forward KL. TRL's coefficient is
+    1 - alpha.
     """
     alpha = jnp.asarray(alpha)
     return -jnp.expm1(-alpha * as_float(log_ratios)) / alpha
