@@ -19,6 +19,7 @@ LAYERS = [
     "evaluation",
     "indexing",
     "baselines",
+    "calibration",
     "finetune",
     "smalltalk",
     "cli",

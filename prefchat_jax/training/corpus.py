@@ -1,0 +1,110 @@
+"""The corpus of a run: rows that are read, labelled, split and featurised."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prefchat_jax.datasets.labels import Labelled, assign_buckets
+from prefchat_jax.datasets.records import Records, corpus_paths, read_records
+from prefchat_jax.datasets.responses import response_rows
+from prefchat_jax.datasets.split import split_rows
+from prefchat_jax.errors import UserError
+from prefchat_jax.text.dialogue import Example
+from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, trim
+from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.loop import Progress
+from prefchat_jax.training.run_directory import RunDirectory
+from prefchat_jax.training.steps import Rows
+
+_REPLIES = "sentences of replies"  # The source of rows that are no questions.
+
+
+class Corpus(NamedTuple):
+    """Featurised training and validation rows, and what they came from."""
+
+    train: Rows
+    val: Rows
+    train_rows: list[Example]
+    val_rows: list[Example]
+    labelled: Labelled
+    featurizer: Featurizer
+    fingerprint: str
+    sources: list[str]
+
+
+def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
+    """Reads, labels, splits and featurises the rows of a run."""
+    records = read_records(corpus_paths(config.data, config.data_manifest))
+    _tell(records, progress)
+    features = FeatureConfig()
+    labelled = assign_buckets(
+        records.examples,
+        num_buckets=config.num_buckets,
+        seed=config.seed,
+        features=features,
+    )
+    for notice in labelled.notices:
+        progress.notice(notice)
+    examples = labelled.examples
+    train, val = split_rows(
+        examples,
+        labelled.numbers,
+        fraction=config.val_split,
+        mode=config.split_mode,
+        seed=config.seed,
+    )
+    train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
+    contexts = [row.context for row in train_rows]
+    featurizer = (
+        RunDirectory.open(config.weights).featurizer()  # Its rows, its table.
+        if config.weights
+        else Featurizer.fit(contexts, features)
+    )
+    labels = labelled.numbers[train]
+    sources = [row.source for row in train_rows]
+    if config.learn_from_responses:
+        more, more_labels = response_rows(
+            train_rows, labels, limit=len(train_rows), seed=config.seed
+        )
+        contexts, labels = contexts + more, np.concatenate([labels, more_labels])
+        sources += [_REPLIES] * len(more)
+    names, numbers = np.unique(sources, return_inverse=True)
+    return Corpus(
+        Rows(
+            *trim(featurizer.embedded(featurizer(contexts))),
+            labels,
+            numbers.astype(np.int32),
+        ),
+        Rows(*_embedded(featurizer, val_rows), labelled.numbers[val]),
+        train_rows,
+        val_rows,
+        labelled,
+        featurizer,
+        records.fingerprint,
+        names.tolist(),
+    )
+
+
+def _embedded(featurizer: Featurizer, rows: Sequence[Example]) -> Bags:
+    return featurizer.embedded(featurizer([row.context for row in rows]))
+
+
+def _tell(records: Records, progress: Progress) -> None:
+    if notice := records.notice():
+        progress.notice(notice)
+    if records.out_of_scope:
+        progress.notice(
+            f"{len(records.out_of_scope)} out-of-scope rows left out: they evaluate, "
+            "they do not train"
+        )
+    if not records.examples:
+        raise UserError("All rows are out of scope: there is nothing to train on.")
+
+
+def bucket_names(corpus: Corpus) -> list[str]:
+    """A readable name for each bucket: the intent of its rows, or its label."""
+    examples = corpus.labelled.examples
+    intents = {str(e.label): e.intent for e in examples if e.intent}
+    labels = map(str, corpus.labelled.buckets.labels)
+    return [intents.get(label, label) for label in labels]

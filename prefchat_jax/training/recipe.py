@@ -1,0 +1,111 @@
+"""The recipe of a run: what its flags and its corpus make of it."""
+
+import math
+
+from prefchat_jax.datasets.sampling import EpochPlan
+from prefchat_jax.models.classifier import ModelConfig
+from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.corpus import Corpus
+from prefchat_jax.training.loop import LoopConfig, Progress
+from prefchat_jax.training.objective import Objective
+from prefchat_jax.training.optimizers import OptimizerConfig
+from prefchat_jax.training.preference import make_preference
+from prefchat_jax.training.steps import Recipe
+
+
+def make_recipe(
+    config: FinetuneConfig, corpus: Corpus, progress: Progress
+) -> tuple[Recipe, LoopConfig]:
+    """Turns flags into what compiles and what loops."""
+    num_buckets = len(corpus.labelled.buckets.labels)
+    if config.early_stop_patience and not len(corpus.val.ids):
+        progress.notice("--early_stop_patience needs validation rows: there are none")
+    steps_per_epoch = make_plan(config, corpus).optimizer_steps
+    epochs = config.epochs or min(20, max(4, 900 // steps_per_epoch))
+    steps = epochs * steps_per_epoch
+    recipe = Recipe(
+        model=ModelConfig(
+            num_buckets=num_buckets,
+            vocabulary=corpus.featurizer.num_rows,
+            branch_widths=config.branch_widths(),
+        ),
+        objective=_objective(config, corpus, progress),
+        optimizer=OptimizerConfig(
+            num_steps=steps,
+            warmup_steps=_warmup_steps(config, steps, progress),
+            lr=config.lr,
+            schedule=config.lr_schedule,
+            weight_decay=config.weight_decay,
+            clip_norm=config.grad_clip_norm,
+            accumulate=config.grad_accum_steps,
+            ema_decay=config.ema_decay,
+            head_only=bool(config.weights) and not config.train_all,
+        ),
+    )
+    loop = LoopConfig(
+        epochs=epochs,
+        patience=config.early_stop_patience,
+        ramp_epochs=config.pref_warmup_epochs,
+        use_ema=config.ema_decay > 0 and not config.disable_ema_eval,
+        seed=config.seed,
+    )
+    return recipe, loop
+
+
+def make_plan(config: FinetuneConfig, corpus: Corpus) -> EpochPlan:
+    """The order in which a run reads its rows."""
+    return EpochPlan(
+        corpus.train.labels,
+        batch_size=_batch_size(config, len(corpus.train.labels)),
+        accumulate=config.grad_accum_steps,
+        balanced=config.balanced_sampler,
+        seed=config.seed,
+    )
+
+
+def _batch_size(config: FinetuneConfig, rows: int) -> int:
+    """As asked, or such that also a small corpus has 16 steps in an epoch."""
+    if config.batch_size is not None:
+        return min(config.batch_size, rows)
+    return min(256, max(16, 1 << (rows // 16).bit_length() - 1)) if rows > 32 else rows
+
+
+def _objective(config: FinetuneConfig, corpus: Corpus, progress: Progress) -> Objective:
+    num_buckets = len(corpus.labelled.buckets.labels)
+    group_size = min(config.pref_group_size, num_buckets - 1)
+    if group_size < config.pref_group_size and config.pref_weight > 0:
+        progress.notice(
+            f"--pref_group_size {config.pref_group_size} cut to {group_size}: there "
+            f"are {num_buckets} buckets"
+        )
+    slack = config.false_negative_margin
+    preference = make_preference(
+        config.pref_objective,
+        group=config.pref_group_estimator,
+        noise=config.noise(),
+        beta=config.pref_beta,
+        margin=config.pref_margin,
+        noise_rate=config.pref_noise_rate or 0.1,
+        num_negatives=group_size,
+        hard_ratio=config.hard_negative_ratio,
+        slack=math.inf if slack is None else slack,
+        correct_sampling=config.sampling_correction,
+        num_sources=len(corpus.sources),
+    )
+    return Objective(
+        label_smoothing=config.label_smoothing,
+        weight=config.pref_weight,
+        preference=preference,
+    )
+
+
+def _warmup_steps(config: FinetuneConfig, steps: int, progress: Progress) -> int:
+    if config.warmup_steps is None:
+        return steps // 20
+    if config.warmup_steps < steps:
+        return config.warmup_steps
+    cut = steps // 10
+    progress.notice(
+        f"--warmup_steps {config.warmup_steps} cut to {cut}: the run has {steps} steps"
+    )
+    return cut
