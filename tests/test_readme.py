@@ -4,7 +4,9 @@ import pathlib
 import re
 import sys
 
+from prefchat_jax import losses
 from prefchat_jax.cli.main import main
+from prefchat_jax.training import catalogue
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -39,6 +41,18 @@ def test_code_blocks_run(corpus_path, tmp_path, monkeypatch, capsys):
     assert ran["bash"] >= 3 and ran["python"] >= 2
     assert float(namespace["loss"]) < 0.1
     assert namespace["chat"].reply("umbrellas").text == "Yes, at the counter."
+
+
+def test_every_function_with_a_paper_and_every_name_is_mentioned():
+    names = {
+        name
+        for name, value in vars(losses).items()
+        if callable(value) and "https://" in (value.__doc__ or "")
+    }
+    assert {"dpo", "softmax", "wpo_weights", "kto"} <= names
+    names |= {*catalogue.OBJECTIVES, *catalogue.GROUPS, *catalogue.NOISE} - {"none"}
+    words = set(re.findall(r"\w+", README.read_text()))
+    assert not names - words
 
 
 def test_every_flag_it_names_exists():
