@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from prefchat_jax import losses
@@ -30,6 +31,12 @@ def _rpo(distance):
     return functools.partial(losses.rpo, distance=distance)
 
 
+def _kto(logps, ref_logps, **settings):
+    """Which responses are desirable goes with them, as a third input would."""
+    is_desirable = jnp.asarray(ref_logps) > -1.0
+    return losses.kto(logps, ref_logps, is_desirable, 0.3, **settings)
+
+
 SEQUENCE = {
     "dpo": _case(losses.dpo, 4, beta=0.1),
     "cdpo": _case(losses.cdpo, 4, beta=0.1, label_smoothing=0.2),
@@ -50,9 +57,19 @@ SEQUENCE = {
     "sppo": _case(losses.sppo, 4, beta=0.1),
     "apo_zero": _case(losses.apo_zero, 4, beta=0.1),
     "apo_down": _case(losses.apo_down, 4, beta=0.1),
+    "kto": _case(
+        _kto, 2, grads=1, beta=0.1, desirable_weight=1.0, undesirable_weight=0.5
+    ),
     "rpo_sq": _case(_rpo(losses.rpo_sq), 6, beta=0.2, eta=1.0),
     "rpo_bwd_kl": _case(_rpo(losses.rpo_bwd_kl), 6, beta=0.2, eta=1.0),
     "rpo_fwd_kl": _case(_rpo(losses.rpo_fwd_kl), 6, beta=0.2, eta=1.0),
+}
+
+SCORES = {
+    "forward_kl_scores": _case(losses.forward_kl_scores, 1),
+    "js_scores": _case(losses.js_scores, 1),
+    "alpha_scores": _case(losses.alpha_scores, 1, alpha=0.25),
+    "log_odds": _case(losses.log_odds, 1),
 }
 
 LINKS = {
@@ -85,7 +102,7 @@ NOISE = {
     "wpo_weights": _case(losses.wpo_weights, 4, grads=0),
 }
 
-ELEMENTWISE = SEQUENCE | LINKS | NOISE
+ELEMENTWISE = SEQUENCE | SCORES | LINKS | NOISE
 
 GROUPS = {
     "pairwise_mean": losses.pairwise_mean,

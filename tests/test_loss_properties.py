@@ -445,6 +445,12 @@ def test_lmpo_under_jit_and_where(rng):
         jnp.ones(3), state, decay=0.9, where=jnp.zeros(3, bool)
     )[1]
     np.testing.assert_allclose(nothing, state)  # An empty batch changes nothing.
+    sweep = jax.vmap(
+        lambda hyper: losses.lmpo(chosen, rejected, *lengths, state, **hyper)[0]
+    )({name: jnp.array([value, 0.9 * value]) for name, value in hyper.items()})
+    plain = losses.lmpo(chosen, rejected, *lengths, state, **hyper)[0]
+    np.testing.assert_allclose(sweep[0], plain, rtol=1e-4)
+    assert (sweep[0] != sweep[1]).all()
     alone, _ = losses.lmpo(-1.0, -2.0, 3, 4, losses.init_lmpo(), **hyper)
     assert jnp.isfinite(alone)  # One pair has no deviation.
 
@@ -471,3 +477,10 @@ def test_transport_couples_the_batch(name, rng):
     order = rng.permutation(6)
     # The losses belong to ranks: any order of the pairs gives the same ones.
     np.testing.assert_allclose(fn(*inputs[..., order]), fn(*inputs), rtol=1e-5)
+    where = np.array([True, False, True, True, False, True])
+    poisoned = jnp.asarray(np.where(where, inputs, np.nan))
+    values, pull_back = jax.vjp(lambda x: fn(*x, where=where), poisoned)
+    cut = fn(*inputs[..., where])
+    np.testing.assert_allclose(values, np.pad(cut, ((0, 0), (0, 2))), rtol=1e-5)
+    (gradient,) = pull_back(jnp.ones_like(values))
+    assert jnp.isfinite(gradient).all() and (gradient[..., ~where] == 0).all()

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from prefchat_jax.losses.links import logistic
 from prefchat_jax.losses.noise import smoothed
-from prefchat_jax.numerics import as_float
+from prefchat_jax.numerics import as_float, masked_loss
 
 
 def aot(
@@ -23,6 +23,7 @@ def aot(
     *,
     beta: ArrayLike,
     label_smoothing: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Paired AOT: the policy's sorted margins against the reference's.
 
@@ -33,13 +34,14 @@ def aot(
       ref_rejected_logps: `[..., B]` under the reference policy.
       beta: reward scale; authors: 0.1.
       label_smoothing: rate of wrong labels, in [0, 0.5).
+      where: `[..., B]` true where a pair counts.
 
     Returns:
-      `[..., B]` losses by rank.
+      `[..., B]` losses by rank; the last ones are 0 where pairs do not count.
     """
     policy = as_float(chosen_logps) - as_float(rejected_logps)
     reference = as_float(ref_chosen_logps) - as_float(ref_rejected_logps)
-    return _ranked(policy, reference, beta, label_smoothing)
+    return _ranked(policy, reference, beta, label_smoothing, where)
 
 
 def aot_unpaired(
@@ -50,6 +52,7 @@ def aot_unpaired(
     *,
     beta: ArrayLike,
     label_smoothing: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Unpaired AOT: sorted log-ratios of chosen against those of rejected responses.
 
@@ -57,12 +60,24 @@ def aot_unpaired(
     """
     chosen = as_float(chosen_logps) - as_float(ref_chosen_logps)
     rejected = as_float(rejected_logps) - as_float(ref_rejected_logps)
-    return _ranked(chosen, rejected, beta, label_smoothing)
+    return _ranked(chosen, rejected, beta, label_smoothing, where)
 
 
 def _ranked(
-    upper: jax.Array, lower: jax.Array, beta: ArrayLike, label_smoothing: ArrayLike
+    upper: jax.Array,
+    lower: jax.Array,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike,
+    where: ArrayLike | None,
 ) -> jax.Array:
-    margins = jnp.asarray(beta) * (jnp.sort(upper) - jnp.sort(lower))
-    losses, swapped = logistic(margins), logistic(-margins)
-    return smoothed(losses, swapped, label_smoothing=label_smoothing)
+    def loss(upper, lower):
+        margins = jnp.asarray(beta) * (upper - lower)
+        losses, swapped = logistic(margins), logistic(-margins)
+        return smoothed(losses, swapped, label_smoothing=label_smoothing)
+
+    if where is None:
+        return loss(jnp.sort(upper), jnp.sort(lower))
+    # What does not count sorts behind the rest, and drops out by its rank.
+    where = jnp.broadcast_to(where, upper.shape)
+    upper, lower = (jnp.sort(jnp.where(where, x, jnp.inf)) for x in (upper, lower))
+    return masked_loss(loss, -jnp.sort(-where.astype(jnp.int32)) > 0, upper, lower)
