@@ -59,7 +59,8 @@ def _time(
     def loss(logits, ref_logits, labels, key):
         targets = Targets(labels, ref_logits if has_reference else None)
         state = init_preference_state(preference)
-        return preference_losses(preference, key, logits, targets, state)[0].mean()
+        judged, _ = preference_losses(preference, key, logits, targets, state)
+        return judged.values.mean()
 
     inputs = logits, ref_logits, labels, jax.random.key(1)
     forward = time_jitted(loss, *inputs, repeats=repeats)

@@ -103,7 +103,10 @@ def _preference(name, logits=LOGITS, labels=LABELS, ref=None, sources=None, **se
     chosen = make_preference(name, num_negatives=2, **settings)
     targets = Targets(jnp.asarray(labels), ref, sources)
     state = init_preference_state(chosen)
-    return preference_losses(chosen, KEY, jnp.asarray(logits), targets, state)
+    judged, metrics = preference_losses(
+        chosen, KEY, jnp.asarray(logits), targets, state
+    )
+    return judged.values, metrics, judged.state
 
 
 def _oracle(link, logits=LOGITS, labels=LABELS):
@@ -205,6 +208,17 @@ def test_noise_models():
     np.testing.assert_allclose(metrics["reliability"], trusted[::-1], rtol=1e-5)
 
 
+def test_re_po_weights_the_cross_entropy_by_its_posterior():
+    preference = make_preference("sigmoid", noise="re_po", num_negatives=2)
+    objective = Objective(weight=0.5, preference=preference)
+    total, parts = _losses(objective, jnp.asarray(LOGITS), jnp.asarray(LABELS))
+    own = np.array(_oracle(lambda d: softplus(-2 * d)))
+    p = win(np.array(_oracle(lambda d: softplus(2 * d))) - own)
+    posterior = 0.9 * p / (0.9 * p + 0.1 * (1 - p))
+    wanted = posterior * parts["loss/ce"] + 0.5 * parts["loss/pref"]
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+
+
 def test_negatives_far_ahead_do_not_count_with_a_guard():
     logits, labels = np.array([[0.0, 3.0, 1.0]], np.float32), [0]
     guarded = _preference("sigmoid", logits, labels, slack=2.0)[0]
@@ -218,7 +232,9 @@ def test_sampling_correction_stands_for_all_wrong_buckets(rng):
     everything = make_preference("sigmoid", num_negatives=11, **settings)
     few = make_preference("sigmoid", num_negatives=4, hard_ratio=0.5, **settings)
     state = init_preference_state(few)
-    cost = lambda made, key: preference_losses(made, key, logits, targets, state)[0]
+    cost = lambda made, key: (
+        preference_losses(made, key, logits, targets, state)[0].values
+    )
     # With all of them, the loss is cross-entropy.
     wanted = float(cost(everything, KEY)[0])
     np.testing.assert_allclose(wanted, -jax.nn.log_softmax(logits)[0, 0], rtol=1e-5)
@@ -229,13 +245,15 @@ def test_sampling_correction_stands_for_all_wrong_buckets(rng):
 
 
 def test_rows_that_do_not_count_leave_the_state_alone():
-    state_of = lambda rows, where: preference_losses(
-        (made := make_preference("lmpo", noise="re_po", num_negatives=2)),
-        KEY,
-        jnp.asarray(LOGITS[rows]),
-        Targets(jnp.asarray(LABELS[rows]), where=where),
-        init_preference_state(made),
-    )[2]
+    state_of = lambda rows, where: (
+        preference_losses(
+            (made := make_preference("lmpo", noise="re_po", num_negatives=2)),
+            KEY,
+            jnp.asarray(LOGITS[rows]),
+            Targets(jnp.asarray(LABELS[rows]), where=where),
+            init_preference_state(made),
+        )[0].state
+    )
     padded = state_of([0, 1, 1], jnp.array([True, True, False]))
     alone = state_of([0, 1], None)
     for one, other in zip(jax.tree.leaves(padded), jax.tree.leaves(alone), strict=True):

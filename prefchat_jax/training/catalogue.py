@@ -131,7 +131,8 @@ NOISE = {
         "((1 - rate) L - rate S) / (1 - 2 rate)", "rDPO, arXiv 2403.00409", True
     ),
     "re_po": NamedPart(
-        "-log(r p + (1 - r)(1 - p)), p = sigmoid(S - L), r learned for each source",
+        "-log(r p + (1 - r)(1 - p)), p = sigmoid(S - L), r learned for each source; "
+        "cross-entropy counts by the posterior",
         "RE-PO, arXiv 2509.24159",
         True,
     ),

@@ -80,7 +80,7 @@ class FinetuneConfig:
     sampling_correction: bool = False
     """With softmax: make the drawn negatives stand for all wrong buckets."""
     pref_noise: Literal["none", "confidence", "smoothing", "robust", "re_po"] = "none"
-    """What to do about wrong labels; re_po learns how reliable each source is."""
+    """What to do about wrong labels; re_po learns whom and which labels to trust."""
     pref_noise_rate: float | None = None
     """Share of wrong labels that smoothing, robust and re_po start from [0.1]."""
     adaptive_pref_weighting: bool = False

@@ -61,8 +61,9 @@ def example_losses(
     }
     if objective.weight == 0:
         return ce, metrics, state
-    pref, pref_metrics, state = preference_losses(
+    judged, pref_metrics = preference_losses(
         objective.preference, key, logits, targets, state
     )
-    total = ce + objective.weight * ramp * pref
-    return total, metrics | {"loss/pref": pref} | pref_metrics, state
+    total = judged.trust * ce + objective.weight * ramp * judged.values
+    metrics |= {"loss/pref": judged.values} | pref_metrics
+    return total, metrics, judged.state

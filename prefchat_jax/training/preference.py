@@ -47,8 +47,22 @@ class PreferenceState(NamedTuple):
     reliability: jax.Array
 
 
+class Judged(NamedTuple):
+    """What a noise model makes of a batch.
+
+    Attributes:
+      values: `[batch]` preference losses.
+      trust: `[batch]` weights of the cross-entropy.
+      state: what is remembered.
+    """
+
+    values: jax.Array
+    trust: jax.Array | float
+    state: PreferenceState
+
+
 Margins = Callable[..., tuple[jax.Array, PreferenceState]]
-Noise = Callable[..., tuple[jax.Array, PreferenceState]]
+Noise = Callable[..., Judged]
 
 
 def reward_margins(preference, logits, targets, negatives, state):
@@ -85,32 +99,38 @@ def running_margins(preference, logits, targets, negatives, state):
 def trust(preference, own, swapped, logits, targets, state):
     """No noise: the losses as labelled."""
     del preference, swapped, logits, targets
-    return own, state
+    return Judged(own, 1.0, state)
 
 
 def confidence(preference, own, swapped, logits, targets, state):
     """Weighted by the probability of the gold bucket."""
     del preference, swapped
     weights = losses.confidence_weights(logits, targets.labels, floor=0.2, ceiling=1.0)
-    return weights * own, state
+    return Judged(weights * own, 1.0, state)
 
 
 def smoothing(preference, own, swapped, logits, targets, state):
     """Label smoothing of the preference."""
     del logits, targets
     rate = preference.noise_rate
-    return losses.smoothed(own, swapped, label_smoothing=rate), state
+    values = losses.smoothed(own, swapped, label_smoothing=rate)
+    return Judged(values, 1.0, state)
 
 
 def robust(preference, own, swapped, logits, targets, state):
     """Unbiased under flips at the given rate."""
     del logits, targets
     rate = preference.noise_rate
-    return losses.unbiased(own, swapped, label_smoothing=rate), state
+    values = losses.unbiased(own, swapped, label_smoothing=rate)
+    return Judged(values, 1.0, state)
 
 
 def re_po(preference, own, swapped, logits, targets, state):
-    """RE-PO: the reliability of each source is learned on the way."""
+    """RE-PO: the reliability of each source is learned on the way.
+
+    The posterior that a label is right weights the cross-entropy, too: else that
+    would learn the wrong labels by heart, and vouch for them.
+    """
     del preference, logits
     sources = targets.sources
     if sources is None:
@@ -127,7 +147,7 @@ def re_po(preference, own, swapped, logits, targets, state):
         where=targets.where,
     )
     values = losses.reliability_nll(own, swapped, reliability=reliability)
-    return values, state._replace(reliability=new)
+    return Judged(values, posterior, state._replace(reliability=new))
 
 
 GROUPS: dict[str, losses.Group] = {
@@ -248,7 +268,7 @@ def preference_losses(
     logits: jax.Array,
     targets: Targets,
     state: PreferenceState,
-) -> tuple[jax.Array, dict[str, jax.Array], PreferenceState]:
+) -> tuple[Judged, dict[str, jax.Array]]:
     """The preference loss of each example over mined negatives.
 
     Args:
@@ -259,7 +279,7 @@ def preference_losses(
       state: what the batches before left.
 
     Returns:
-      `[batch]` losses, `[batch]` metrics by name, and the new state.
+      The losses with what the noise model thinks, and `[batch]` metrics by name.
     """
     labels = targets.labels
     negatives = losses.mine_negatives(
@@ -281,7 +301,7 @@ def preference_losses(
         preference.group(lead + correction, preference.link, where=where)
         for lead in (margins, -margins)
     )
-    values, state = preference.noise(preference, own, swapped, logits, targets, state)
+    judged = preference.noise(preference, own, swapped, logits, targets, state)
     rewards = preference.beta * jax.nn.log_softmax(logits)
     if targets.ref_logits is not None:
         rewards -= preference.beta * jax.nn.log_softmax(targets.ref_logits)
@@ -290,7 +310,7 @@ def preference_losses(
         jnp.take_along_axis(rewards, rejected, axis=-1).mean(-1),
     )
     # RePO and the hinge leave pairs without a gradient: watch that some have one.
-    metrics["loss/pref_active"] = (values > 0).astype(jnp.float32)
+    metrics["loss/pref_active"] = (judged.values > 0).astype(jnp.float32)
     if targets.sources is not None:
-        metrics["reliability"] = state.reliability[targets.sources]
-    return values, metrics, state
+        metrics["reliability"] = judged.state.reliability[targets.sources]
+    return judged, metrics
