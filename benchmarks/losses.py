@@ -42,11 +42,11 @@ def _time(
 ) -> dict:
     """Times one preference loss for a shape (batch, buckets, negatives)."""
     from prefchat_jax.training.preference import (
-        Targets,
         init_preference_state,
         make_preference,
         preference_losses,
     )
+    from prefchat_jax.training.targets import Targets
 
     batch, buckets, negatives = shape
     logits, ref_logits = jax.random.normal(jax.random.key(0), (2, batch, buckets))

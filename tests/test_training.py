@@ -25,13 +25,13 @@ from prefchat_jax.training.optimizers import (
 )
 from prefchat_jax.training.preference import (
     Preference,
-    Targets,
     init_preference_state,
     make_preference,
     preference_losses,
 )
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import Recipe, Rows, init_state, predict, run_steps
+from prefchat_jax.training.targets import Targets
 
 
 def _params_equal(a, b):

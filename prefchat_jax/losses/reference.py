@@ -8,6 +8,7 @@ A loss is a link over `reward_margins`: for K rejected responses, give margins
 where a pair counts: elsewhere the loss is 0, and nothing reaches a gradient.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -82,15 +83,9 @@ def cdpo(
     https://ericmitchell.ai/cdpo.pdf), equation 3. `label_smoothing` is the rate
     of wrong labels, in [0, 0.5).
     """
-
-    def loss(margins):
-        swapped = links.logistic(-margins)
-        return smoothed(
-            links.logistic(margins), swapped, label_smoothing=label_smoothing
-        )
-
+    link = _noisy(smoothed, label_smoothing)
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
-    return masked_loss(loss, where, reward_margins(*logps, beta=beta))
+    return masked_loss(link, where, reward_margins(*logps, beta=beta))
 
 
 def rdpo(
@@ -109,15 +104,9 @@ def rdpo(
     Feedback" (https://arxiv.org/abs/2403.00409); the authors' `label_smoothing`,
     the rate of wrong labels in [0, 0.5), is 0.1. Not bounded below.
     """
-
-    def loss(margins):
-        swapped = links.logistic(-margins)
-        return unbiased(
-            links.logistic(margins), swapped, label_smoothing=label_smoothing
-        )
-
+    link = _noisy(unbiased, label_smoothing)
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
-    return masked_loss(loss, where, reward_margins(*logps, beta=beta))
+    return masked_loss(link, where, reward_margins(*logps, beta=beta))
 
 
 def hinge(
@@ -218,3 +207,12 @@ def discopop(
     link = partial(links.log_ratio_modulated, tau=tau)
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     return masked_loss(link, where, reward_margins(*logps, beta=beta))
+
+
+def _noisy(noise: Callable[..., jax.Array], label_smoothing: ArrayLike) -> links.Link:
+    """The logistic link under a noise model: turned margins are swapped labels."""
+    return lambda margins: noise(
+        links.logistic(margins),
+        links.logistic(-margins),
+        label_smoothing=label_smoothing,
+    )

@@ -6,12 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prefchat_jax.training.preference import (
-    Preference,
-    PreferenceState,
-    Targets,
-    preference_losses,
-)
+from prefchat_jax.training.preference import Preference, preference_losses
+from prefchat_jax.training.targets import PreferenceState, Targets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,154 +1,36 @@
 """The preference loss of a batch: what a named objective is made of.
 
 Negatives, margins, a group over a link, and a noise model compose; `catalogue.py`
-describes what the tables here name. Margins and noise models take the state of the
-batches before, and return the new one.
+describes what the tables here name.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from prefchat_jax import losses
 from prefchat_jax.training.catalogue import hyper_parameters
+from prefchat_jax.training.margins import (
+    Margins,
+    odds_margins,
+    reward_margins,
+    running_margins,
+)
+from prefchat_jax.training.noise import (
+    Judged,
+    Noise,
+    as_labelled,
+    confidence,
+    re_po,
+    robust,
+    smoothing,
+)
+from prefchat_jax.training.targets import PreferenceState, Targets
 from prefchat_jax.training.user_link import load_link
-
-
-class Targets(NamedTuple):
-    """What the rows of a batch should be classified as.
-
-    Attributes:
-      labels: `[batch]` gold buckets.
-      ref_logits: `[batch, C]` logits of the reference policy; None is uniform.
-      sources: `[batch]` who labelled each row; None is all the same.
-      where: `[batch]` true where a row counts; None is all.
-    """
-
-    labels: jax.Array
-    ref_logits: jax.Array | None = None
-    sources: jax.Array | None = None
-    where: jax.Array | None = None
-
-
-class PreferenceState(NamedTuple):
-    """What preference losses remember from batch to batch.
-
-    Attributes:
-      lmpo: running statistics of LMPO's margins.
-      reliability: `[sources]` how far RE-PO trusts each source.
-    """
-
-    lmpo: losses.LmpoState
-    reliability: jax.Array
-
-
-class Judged(NamedTuple):
-    """What a noise model makes of a batch.
-
-    Attributes:
-      values: `[batch]` preference losses.
-      trust: `[batch]` weights of the cross-entropy.
-      state: what is remembered.
-    """
-
-    values: jax.Array
-    trust: jax.Array | float
-    state: PreferenceState
-
-
-Margins = Callable[..., tuple[jax.Array, PreferenceState]]
-Noise = Callable[..., Judged]
-
-
-def reward_margins(preference, logits, targets, negatives, state):
-    """Implicit rewards, `beta log pi / pi_ref`."""
-    margins = losses.bucket_margins(
-        logits,
-        targets.labels,
-        negatives,
-        beta=preference.beta,
-        ref_logits=targets.ref_logits,
-    )
-    return margins, state
-
-
-def odds_margins(preference, logits, targets, negatives, state):
-    """ORPO: log-odds."""
-    del preference
-    gold = losses.bucket_log_odds(logits, targets.labels[:, None])
-    return gold - losses.bucket_log_odds(logits, negatives), state
-
-
-def running_margins(preference, logits, targets, negatives, state):
-    """LMPO: rewards less a running score; a bucket is a response of one token."""
-    margins, _ = reward_margins(preference, logits, targets, negatives, state)
-    logps = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(logps, targets.labels[:, None], axis=-1)
-    rejected = jnp.take_along_axis(logps, negatives, axis=-1)
-    raw = losses.lmpo_margin(chosen, rejected, 1, 1, power=5)
-    where = None if targets.where is None else targets.where[:, None]
-    offset, lmpo = losses.lmpo_offset(raw, state.lmpo, decay=0.9, where=where)
-    return margins - 0.2 * offset, state._replace(lmpo=lmpo)
-
-
-def trust(preference, own, swapped, logits, targets, state):
-    """No noise: the losses as labelled."""
-    del preference, swapped, logits, targets
-    return Judged(own, 1.0, state)
-
-
-def confidence(preference, own, swapped, logits, targets, state):
-    """Weighted by the probability of the gold bucket."""
-    del preference, swapped
-    weights = losses.confidence_weights(logits, targets.labels, floor=0.2, ceiling=1.0)
-    return Judged(weights * own, 1.0, state)
-
-
-def smoothing(preference, own, swapped, logits, targets, state):
-    """Label smoothing of the preference."""
-    del logits, targets
-    rate = preference.noise_rate
-    values = losses.smoothed(own, swapped, label_smoothing=rate)
-    return Judged(values, 1.0, state)
-
-
-def robust(preference, own, swapped, logits, targets, state):
-    """Unbiased under flips at the given rate."""
-    del logits, targets
-    rate = preference.noise_rate
-    values = losses.unbiased(own, swapped, label_smoothing=rate)
-    return Judged(values, 1.0, state)
-
-
-def re_po(preference, own, swapped, logits, targets, state):
-    """RE-PO: the reliability of each source is learned on the way.
-
-    The posterior that a label is right weights the cross-entropy, too: else that
-    would learn the wrong labels by heart, and vouch for them.
-    """
-    del preference, logits
-    sources = targets.sources
-    if sources is None:
-        sources = jnp.zeros(own.shape, jnp.int32)
-    reliability = state.reliability[sources]
-    posterior = losses.reliability_posterior(own, swapped, reliability=reliability)
-    new = losses.reliability_update(
-        state.reliability,
-        posterior,
-        sources,
-        rate=0.1,
-        low=0.5,
-        high=0.999,  # At 1 a source would never be doubted again.
-        where=targets.where,
-    )
-    values = losses.reliability_nll(own, swapped, reliability=reliability)
-    return Judged(values, posterior, state._replace(reliability=new))
-
 
 GROUPS: dict[str, losses.Group] = {
     "pairwise_mean": losses.pairwise_mean,
@@ -160,7 +42,7 @@ GROUPS: dict[str, losses.Group] = {
 }
 
 NOISE: dict[str, Noise] = {
-    "none": trust,
+    "none": as_labelled,
     "confidence": confidence,
     "smoothing": smoothing,
     "robust": robust,
@@ -189,7 +71,7 @@ class Preference:
     margins: Margins = reward_margins
     link: losses.Link = losses.logistic
     group: losses.Group = losses.pairwise_mean
-    noise: Noise = trust
+    noise: Noise = as_labelled
     noise_rate: float = 0.1
     beta: float = 1.0
     num_negatives: int = 1

@@ -19,11 +19,8 @@ from prefchat_jax.training.optimizers import (
     make_schedule,
     trainable_in_head_only,
 )
-from prefchat_jax.training.preference import (
-    PreferenceState,
-    Targets,
-    init_preference_state,
-)
+from prefchat_jax.training.preference import init_preference_state
+from prefchat_jax.training.targets import PreferenceState, Targets
 
 EVAL_BATCH = 1024
 
