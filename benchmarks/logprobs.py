@@ -20,6 +20,7 @@ from rich.console import Console
 from benchmarks.timing import time_jitted
 from prefchat_jax.cli.console import table
 from prefchat_jax.cli.device import select_device
+from prefchat_jax.errors import UserError
 from prefchat_jax.losses.logprobs import chunked_token_logps, token_logps
 
 
@@ -101,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a small shape")
     parser.add_argument("--json", action="store_true", help="JSON lines, no table")
     args = parser.parse_args(argv)
-    select_device(args.device)
+    try:
+        select_device(args.device)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     shape = QUICK if args.quick else SHAPE
     sizes = [size // 8 for size in CHUNK_SIZES] if args.quick else CHUNK_SIZES
     rows = run(shape, sizes, args.repeats)

@@ -16,6 +16,7 @@ from rich.console import Console
 from benchmarks.timing import time_jitted
 from prefchat_jax.cli.console import table
 from prefchat_jax.cli.device import select_device
+from prefchat_jax.errors import UserError
 from prefchat_jax.training.catalogue import GROUPS, OBJECTIVES
 
 SHAPES = ((128, 10, 4), (4096, 10, 4), (1024, 1000, 16))
@@ -86,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="the smallest shape only")
     parser.add_argument("--json", action="store_true", help="JSON lines, no table")
     args = parser.parse_args(argv)
-    select_device(args.device)
+    try:
+        select_device(args.device)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     rows = run(SHAPES[:1] if args.quick else SHAPES, args.repeats)
     device = jax.devices()[0]
     if args.json:
@@ -107,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     columns = ["objective / group", "batch x buckets x negatives", "compile s"]
     columns += ["forward us", "forward + backward us", "quartile range"]
     title = f"{device}, jax {jax.__version__}: medians"
-    Console().print(table(title, columns, cells))
+    Console(width=120).print(table(title, columns, cells))
 
 
 if __name__ == "__main__":

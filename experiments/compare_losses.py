@@ -33,7 +33,7 @@ from prefchat_jax.finetune import Result, finetune
 from prefchat_jax.training.catalogue import GROUPS, NOISE, OBJECTIVES
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig, ModelSize
-from prefchat_jax.training.steps import predict
+from prefchat_jax.training.steps import predict, score
 
 CE_ALONE = "cross-entropy alone"
 
@@ -84,9 +84,15 @@ def variants(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def run(config: Config) -> list[dict]:
-    """Trains every variant with every seed; one row of figures for each variant."""
+    """Trains every variant with every seed; one row of figures for each variant.
+
+    Raises:
+      UserError: a bad file, or settings that do not go together.
+    """
     if config.flip and not config.val:
         raise UserError("--flip needs --val: rows with right labels to judge on.")
+    if not config.val and config.val_split == 0:
+        raise UserError("--val_split 0 leaves nothing to judge on: give --val.")
     rows, correct = [], {}
     with tempfile.TemporaryDirectory() as folder:
         data = [
@@ -109,8 +115,11 @@ def _data(config: Config, folder: pathlib.Path, seed: int) -> str:
     if not config.flip:
         return config.data
     rng = np.random.default_rng(seed)
+    read_records([config.data])  # Says what is wrong with the file.
     lines = pathlib.Path(config.data).read_bytes().splitlines()
     rows = [msgspec.json.decode(line) for line in lines if line.strip()]
+    if config.data.endswith(".gz") or any("label" not in row for row in rows):
+        raise UserError(f"{config.data}: --flip needs plain rows that have a label.")
     labels = sorted({row["label"] for row in rows})
     for number, row in enumerate(rows):
         row["annotator"] = "careless" if number % 2 else "careful"
@@ -138,10 +147,8 @@ def _judge(config: Config, data: str, seed: int, changes: dict[str, Any]) -> Jud
         reliability = result.run.config().get("reliability", {})
     ids, weights, labels = _rows(config, result)
     logits = predict(model, params, ids, weights)
-    best = result.fit.history[result.fit.best_epoch - 1]
-    return Judged(
-        logits.argmax(axis=1), labels, best["eval_loss"], result.seconds, reliability
-    )
+    loss = score(logits, labels)["loss"]
+    return Judged(logits.argmax(axis=1), labels, loss, result.seconds, reliability)
 
 
 def _rows(config: Config, result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,13 +183,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--val", help="rows to judge on")
-    parser.add_argument("--flip", type=float, default=0.0)
+    flip = "share of wrong labels of every second row; needs --val"
+    parser.add_argument("--flip", type=float, default=0.0, help=flip)
     for name, names in (
         ("objectives", OBJECTIVES),
         ("groups", GROUPS),
         ("noises", NOISE),
     ):
-        parser.add_argument(f"--{name}", nargs="*", choices=names, default=[*names])
+        text = f"compare these; `--{name}` alone compares none [all]"
+        parser.add_argument(
+            f"--{name}", nargs="*", choices=names, default=[*names], help=text
+        )
     parser.add_argument("--weights", help="a run to start from: the reference policy")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
@@ -194,7 +205,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("objectives", "groups", "noises"):
         args[name] = tuple(args[name])
     config = Config(**args)
-    rows = run(config)
+    try:
+        rows = run(config)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
     if as_json:
         for row in rows:
             print(json.dumps({"config": dataclasses.asdict(config), **row}))

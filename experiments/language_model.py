@@ -159,7 +159,8 @@ def split(
 ) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows; no prompt is on both sides."""
     prompts = rng.permutation(sorted({row.prompt for row in rows}))
-    held_out = set(prompts[: max(1, round(fraction * len(prompts)))].tolist())
+    number = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
+    held_out = set(prompts[:number].tolist())
     train = [row for row in rows if row.prompt not in held_out]
     return train, [row for row in rows if row.prompt in held_out]
 

@@ -14,7 +14,7 @@ from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.models.classifier import ModelConfig, Params, init_params
 from prefchat_jax.text.features import HASH_VERSION
 from prefchat_jax.training import catalogue
-from prefchat_jax.training.checkpoints import load_model
+from prefchat_jax.training.checkpoints import fingerprint, load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names, load_corpus
 from prefchat_jax.training.loop import Fit, Progress, fit
@@ -59,10 +59,11 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     corpus = corpus._replace(
         train=_with_reference(config, recipe, params, corpus.train, progress)
     )
+    start_hash = fingerprint(params, corpus.featurizer) if config.weights else None
     if config.resume:
-        _check_same_run(run, config, corpus)
+        _check_same_run(run, config, corpus, start_hash)
     else:
-        _write_description(run, config, corpus, recipe)
+        _write_description(run, config, corpus, recipe, start_hash)
     plan = make_plan(config, corpus)
     result = fit(run, recipe, loop, params, corpus.train, corpus.val, plan, progress)
     finish_run(run, result, corpus)
@@ -79,9 +80,12 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
         "min_confidence": 0.0,
         "bucket_weight": 1.0,
     }
-    if config["finetune"]["pref_noise"] == "re_po":
-        trust = zip(corpus.sources, result.reliability.tolist(), strict=True)
-        config["reliability"] = dict(trust)
+    if config["finetune"].get("pref_noise") == "re_po":
+        best = result.history[result.best_epoch - 1]
+        config["reliability"] = {
+            name: best[f"reliability/{number}"]
+            for number, name in enumerate(corpus.sources)
+        }
     run.write_json("config.json", config)
     _, params = load_model(run)
     if not is_store_of(run.store, corpus.featurizer, params):
@@ -151,7 +155,11 @@ def _short(value: object) -> str:
 
 
 def _write_description(
-    run: RunDirectory, config: FinetuneConfig, corpus: Corpus, recipe: Recipe
+    run: RunDirectory,
+    config: FinetuneConfig,
+    corpus: Corpus,
+    recipe: Recipe,
+    start_hash: str | None,
 ) -> None:
     buckets = corpus.labelled.buckets
     names = bucket_names(corpus)
@@ -171,24 +179,37 @@ def _write_description(
             "features": dataclasses.asdict(corpus.featurizer.config),
             "labels_given": buckets.given,
             "data_fingerprint": corpus.fingerprint,
+            "weights_fingerprint": start_hash,
             "train_rows": len(corpus.train_rows),
             "val_rows": len(corpus.val_rows),
         },
     )
 
 
-def _check_same_run(run: RunDirectory, config: FinetuneConfig, corpus: Corpus) -> None:
-    """A resumed run must repeat the settings and the data it started with."""
+def _check_same_run(
+    run: RunDirectory,
+    config: FinetuneConfig,
+    corpus: Corpus,
+    start_hash: str | None,
+) -> None:
+    """A resumed run must repeat the settings, the data and the start it had."""
     written = run.config()
+    if written["format"] != FORMAT:
+        raise UserError(
+            f"--resume: {run.path} was written by prefchat-jax {written['version']}, "
+            "which trained in another way: start a new run with --weights of it."
+        )
     ignored = {"resume", "output", "device", "meta", "early_stop_patience"}
     for name, value in dataclasses.asdict(config).items():
-        if name not in ignored and written["finetune"].get(name, value) != value:
+        if name not in ignored and written["finetune"][name] != value:
             raise UserError(
                 f"--resume: --{name} was {written['finetune'][name]!r} and is "
                 f"{value!r}: repeat the first command."
             )
     if written["data_fingerprint"] != corpus.fingerprint:
         raise UserError("--resume: the data has changed since the run started.")
+    if written["weights_fingerprint"] != start_hash:
+        raise UserError("--resume: --weights has changed since the run started.")
 
 
 def _metadata(run: RunDirectory, result: Fit) -> dict:

@@ -23,7 +23,7 @@ def masked_loss(
     """
     if where is None:
         return loss(*values)
-    where = jnp.asarray(where)
+    where = jnp.asarray(where, bool)
     hidden = [jnp.where(where, value, jnp.zeros_like(value)) for value in values]
     return jnp.where(where, loss(*hidden), 0.0)
 
@@ -34,17 +34,30 @@ def masked_mean(
     """Means `values` where `where` is true; nothing to mean gives 0, not NaN."""
     if where is None:
         return jnp.mean(values, axis=axis)
+    where = jnp.asarray(where, bool)
     total = jnp.sum(values, axis=axis, where=where)
-    count = jnp.sum(jnp.broadcast_to(where, values.shape), axis=axis)
+    count = jnp.sum(jnp.ones_like(values), axis=axis, where=where)
     return total / jnp.maximum(count, 1)
+
+
+def bounded_expm1(x: jax.Array) -> jax.Array:
+    """`exp(x) - 1`, which goes on as a straight line where `exp` would overflow.
+
+    A loss that is 0 out there keeps a gradient of 0, and not 0 times infinity.
+    """
+    limit = 700.0 if x.dtype == jnp.float64 else 60.0
+    inside = jnp.expm1(jnp.minimum(x, limit))
+    return jnp.where(x <= limit, inside, inside + jnp.exp(limit) * (x - limit))
 
 
 @jax.custom_jvp
 def log1mexp(x: jax.Array) -> jax.Array:
     """`log(1 - exp(x))` for `x <= 0`, exact at both ends, with its exact gradient.
 
-    Mächler, "Accurately Computing log(1 - exp(-|a|))" (2012), switches at -log 2.
+    An x above 0 is a rounding error and counts as 0. Mächler, "Accurately
+    Computing log(1 - exp(-|a|))" (2012), switches at -log 2.
     """
+    x = jnp.minimum(x, 0.0)
     near_zero = x > -jnp.log(2.0)
     return jnp.where(near_zero, jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))
 

@@ -122,6 +122,53 @@ def test_raw_logits_give_the_margins_of_log_probabilities(rng):
     np.testing.assert_allclose(raw, normal, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda z, w: losses.bucket_log_odds(z, jnp.zeros((3, 1), int), where=w)[:, 0],
+        lambda z, w: losses.generalized_cross_entropy(z, jnp.arange(3), q=0.7, where=w),
+        lambda z, w: losses.symmetric_cross_entropy(
+            z, jnp.arange(3), alpha=0.1, beta=1.0, log_zero=-4.0, where=w
+        ),
+        lambda z, w: losses.confidence_weights(
+            z, jnp.arange(3), floor=0.0, ceiling=1.0, where=w
+        ),
+    ],
+    ids=["log-odds", "generalised CE", "symmetric CE", "confidence"],
+)
+def test_where_hides_nan_in_logits(fn, rng):
+    logits = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+    where = jnp.array([True, False, True])
+    poisoned = logits.at[1].set(jnp.nan)
+    wanted = fn(logits, jnp.ones(3, bool))
+    values, pull_back = jax.vjp(lambda z: fn(z, where), poisoned)
+    np.testing.assert_allclose(values[where], wanted[where], rtol=1e-6)
+    (gradient,) = pull_back(jnp.ones(3))
+    assert jnp.isfinite(values).all() and jnp.isfinite(gradient).all()
+    assert (gradient[1] == 0).all()
+
+
+def test_inclusion_of_many_negatives_and_its_dtype(rng):
+    logits = jnp.asarray(rng.normal(size=(2, 1200)), jnp.float32)
+    for number in (149, 1100, 1199):
+        drawn = losses.mine_negatives(
+            jax.random.key(0),
+            logits,
+            jnp.array([3, 4]),
+            num_negatives=number,
+            hard_ratio=0.6,
+        )
+        assert jnp.isfinite(drawn.log_inclusion).all()
+        # The expected number of draws is the number of draws.
+        if number == 1199:
+            np.testing.assert_allclose(drawn.log_inclusion, 0.0, atol=1e-5)
+    with jax.enable_x64(True):
+        drawn = losses.mine_negatives(
+            jax.random.key(0), logits, [3, 4], num_negatives=2, hard_ratio=0.6
+        )
+        assert drawn.log_inclusion.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("num_negatives", [1, 4, 9])
 def test_negatives_are_distinct_and_never_gold(ratio, num_negatives, rng):

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -164,9 +165,19 @@ def test_preference_flags_that_would_be_ignored_are_errors():
         ({"pref_objective": "repo_relu", "pref_beta": 2.0}, "pref_beta: repo_relu"),
         ({"pref_objective": "orpo", "pref_beta": 2.0}, "pref_beta: orpo has none"),
         ({"pref_objective": "m:f", "pref_margin": 1.0}, "pref_margin: m:f has none"),
-        ({"pref_noise_rate": 0.2}, "pref_noise_rate: none has none"),
+        ({"pref_noise_rate": 0.2}, "pref_noise_rate needs"),
         ({"pref_noise": "re_po", "pref_noise_rate": 0.6}, "pref_noise_rate 0.6"),
         ({"adaptive_pref_weighting": True, "pref_noise": "re_po"}, "give one"),
+        ({"pref_noise": "re_po", "pref_weight": 0.0}, "needs --pref_weight"),
+        ({"pref_objective": "simpo", "pref_margin": math.inf}, "pref_margin inf"),
+        (
+            {
+                "pref_group_estimator": "softmax",
+                "sampling_correction": True,
+                "hard_negative_ratio": 1.0,
+            },
+            "hard_negative_ratio below 1",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             config(**wrong)

@@ -208,3 +208,12 @@ def test_sentences_of_replies_become_rows_of_their_bucket():
     assert texts == ["Open the app first.", "Then press 3.5 times."]
     assert labels.tolist() == [4, 4]
     assert len(response_rows(rows, np.array([4, 4, 1]), limit=1, seed=0)[0]) == 1
+
+
+def test_a_source_is_the_annotator_or_the_data_set_or_the_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = {"user": "q", "assistant": "a", "label": "x"}
+    named = [{"annotator": "ann", "source": "set"}, {"source": "set"}, {}]
+    path.write_text("".join(json.dumps(row | extra) + "\n" for extra in named))
+    sources = [example.source for example in read_records([path]).examples]
+    assert sources == ["ann", "set", str(path)]

@@ -50,14 +50,8 @@ def means(fn, **hyper):
     return lambda w, r: fn(w, r, *REF_MEANS, **hyper), MEANS
 
 
-def scored(score, beta):
-    """f-DPO: a logistic link of the difference of two scores."""
-
-    def loss(w, r):
-        lead = score(w - REF_SUMS[0]) - score(r - REF_SUMS[1])
-        return losses.logistic(beta * lead)
-
-    return loss, SUMS
+def scored(scores, beta):
+    return sums(losses.f_dpo, scores=scores, beta=beta)
 
 
 def margins(link, inputs, beta, shift=0.0):

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from experiments.language_model import (
     UNKNOWN,
     ModelConfig,
     Row,
+    Scores,
     build_vocabulary,
     encode,
     split,
@@ -65,6 +68,22 @@ def test_tuning_raises_the_accuracy_on_prompts_that_it_never_saw(polite_path):
         assert row["margin_after"] > row["margin_before"]
     # A policy that is its own reference rewards nothing.
     assert rows[0]["reward_accuracy_before"] == 0.5
+
+
+@pytest.mark.parametrize("name", sequence_preferences.OBJECTIVES)
+def test_every_objective_pushes_the_chosen_response_up(name):
+    objective = sequence_preferences.OBJECTIVES[name]
+    sums = jnp.array([[-6.0, -4.0, -5.0], [-5.0, -6.0, -4.5]])
+    reference = Scores(sums - 0.5, sums / 4)
+
+    def total(chosen):
+        scores = jnp.stack([chosen, sums[1]])
+        return objective.loss(Scores(scores, scores / 4), reference).sum()
+
+    gradient = jax.grad(total)(sums[0])
+    assert jnp.isfinite(gradient).all() and (gradient != 0).any()
+    # APO-down lowers both responses if they differ; DiscoPOP is not monotone.
+    assert (gradient <= 0).all() or name in ("apo_down", "discopop")
 
 
 def test_no_prompt_is_on_both_sides():

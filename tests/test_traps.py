@@ -206,7 +206,10 @@ def test_float32_fails_the_peer(trap):
 def failure_table():
     """Rows of trap, peer, input, then value and gradient: theirs, ours, exactly."""
     for trap in TRAPS:
-        theirs = at(trap, trap.run, trap.theirs)
+        try:
+            theirs = at(trap, trap.run, trap.theirs)
+        except pytest.skip.Exception:
+            theirs = "not installed", ""
         yield *trap[:3], *theirs, *at(trap, by_jax, trap.truth.ours), *truth(trap)
 
 

@@ -44,5 +44,9 @@ def main(argv: Sequence[str]) -> None:
 def _trust(result: "Result") -> list[str]:
     """A line on how reliable RE-PO found each source, if it was asked."""
     reliability = result.run.config().get("reliability", {})
-    shown = [f"{source} {value:.2f}" for source, value in reliability.items()]
-    return [f"reliability: {', '.join(shown)}"] if shown else []
+    if not reliability:
+        return []
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in reliability.items())
+    alike = max(reliability.values()) - min(reliability.values()) < 0.01
+    note = " (none stands out: all agree, or were learned by heart)" if alike else ""
+    return [f"reliability of the labels: {shown}{note}"]

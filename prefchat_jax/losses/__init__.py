@@ -31,6 +31,7 @@ from prefchat_jax.losses.buckets import (
     symmetric_cross_entropy as symmetric_cross_entropy,
 )
 from prefchat_jax.losses.divergences import alpha_scores as alpha_scores
+from prefchat_jax.losses.divergences import f_dpo as f_dpo
 from prefchat_jax.losses.divergences import forward_kl_scores as forward_kl_scores
 from prefchat_jax.losses.divergences import js_scores as js_scores
 from prefchat_jax.losses.given_rewards import Distance as Distance

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prefchat_jax.numerics import as_float
+from prefchat_jax.numerics import as_float, masked_loss
 
 
 def bucket_margins(
@@ -45,7 +45,9 @@ def bucket_margins(
     return jnp.asarray(beta) * (gold - negative)
 
 
-def bucket_log_odds(logits: ArrayLike, buckets: ArrayLike) -> jax.Array:
+def bucket_log_odds(
+    logits: ArrayLike, buckets: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
     """Exact log-odds `z_b - logsumexp(z_others)` of given buckets.
 
     No `log(1 - p)` is taken, so value and gradient are exact for any finite
@@ -55,11 +57,12 @@ def bucket_log_odds(logits: ArrayLike, buckets: ArrayLike) -> jax.Array:
     Args:
       logits: `[..., C]` bucket logits.
       buckets: `[..., K]` integer buckets.
+      where: `[...]` true where an example counts.
 
     Returns:
-      `[..., K]` log-odds.
+      `[..., K]` log-odds; where `where` is false, those of equal logits.
     """
-    logits, buckets = as_float(logits), jnp.asarray(buckets)
+    logits, buckets = _hide(logits, where), jnp.asarray(buckets)
     own = jnp.take_along_axis(logits, buckets, axis=-1)
     others = ~jax.nn.one_hot(buckets, logits.shape[-1], dtype=bool)
     every = jnp.broadcast_to(jnp.expand_dims(logits, -2), others.shape)
@@ -67,7 +70,11 @@ def bucket_log_odds(logits: ArrayLike, buckets: ArrayLike) -> jax.Array:
 
 
 def generalized_cross_entropy(
-    logits: ArrayLike, labels: ArrayLike, *, q: ArrayLike
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    q: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Generalised cross-entropy, robust to wrong labels: `(1 - pi(gold)**q) / q`.
 
@@ -79,12 +86,14 @@ def generalized_cross_entropy(
       logits: `[..., C]` bucket logits.
       labels: `[...]` integer gold buckets.
       q: in (0, 1]; authors: 0.7.
+      where: `[...]` true where an example counts.
 
     Returns:
       `[...]` losses in [0, 1/q].
     """
     q = jnp.asarray(q)
-    return -jnp.expm1(q * _gold_logps(logits, labels)) / q
+    loss = lambda logps: -jnp.expm1(q * logps) / q
+    return masked_loss(loss, where, _gold_logps(logits, labels, where))
 
 
 def symmetric_cross_entropy(
@@ -94,6 +103,7 @@ def symmetric_cross_entropy(
     alpha: ArrayLike,
     beta: ArrayLike,
     log_zero: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Symmetric cross-entropy, robust to wrong labels: `alpha * CE + beta * RCE`.
 
@@ -107,16 +117,30 @@ def symmetric_cross_entropy(
       alpha: weight of cross-entropy; authors: 0.1.
       beta: weight of reverse cross-entropy; authors: 1.
       log_zero: what stands for log 0, negative; authors: -4.
+      where: `[...]` true where an example counts.
 
     Returns:
       `[...]` losses.
     """
-    logps = _gold_logps(logits, labels)
-    reverse = jnp.asarray(log_zero) * jnp.expm1(logps)
-    return -jnp.asarray(alpha) * logps + jnp.asarray(beta) * reverse
+
+    def loss(logps):
+        reverse = jnp.asarray(log_zero) * jnp.expm1(logps)
+        return -jnp.asarray(alpha) * logps + jnp.asarray(beta) * reverse
+
+    return masked_loss(loss, where, _gold_logps(logits, labels, where))
 
 
-def _gold_logps(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    logps = jax.nn.log_softmax(as_float(logits))
+def _gold_logps(
+    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> jax.Array:
+    logps = jax.nn.log_softmax(_hide(logits, where))
     gold = jnp.take_along_axis(logps, jnp.expand_dims(labels, -1), axis=-1)
     return jnp.squeeze(gold, -1)
+
+
+def _hide(logits: ArrayLike, where: ArrayLike | None) -> jax.Array:
+    """Zeroes the logits of examples that do not count, before the softmax."""
+    logits = as_float(logits)
+    if where is None:
+        return logits
+    return jnp.where(jnp.expand_dims(jnp.asarray(where, bool), -1), logits, 0.0)

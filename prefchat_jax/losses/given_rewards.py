@@ -89,7 +89,8 @@ def rpo_margin(
       `[...]` losses.
     """
     margins = as_float(margins)
-    target = jnp.broadcast_to(jnp.asarray(target, margins.dtype), margins.shape)
+    target = jnp.asarray(target, margins.dtype)
+    margins, target = jnp.broadcast_arrays(margins, target)
     pair = lambda margin: jnp.stack([margin, jnp.zeros_like(margin)], axis=-1)
     return distance(pair(margins), pair(target))
 

@@ -96,8 +96,9 @@ def hardest(
 ) -> jax.Array:
     """The link of the smallest margin: `link(min_k m_k)`. See `Group`."""
     margins = _hide(margins, where)
-    usable = margins if where is None else jnp.where(where, margins, jnp.inf)
-    return _link_of(link, jnp.min(usable, axis=-1), margins, where)
+    if where is not None:
+        margins = jnp.where(jnp.asarray(where, bool), margins, jnp.inf)
+    return _link_of(link, jnp.min(margins, axis=-1), margins, where)
 
 
 def mean_reward(
@@ -123,6 +124,7 @@ def plackett_luce(scores: ArrayLike, *, where: ArrayLike | None = None) -> jax.A
       `[...]` losses; 0 where no response counts.
     """
     scores = _hide(scores, where)
+    where = None if where is None else jnp.asarray(where, bool)
     if where is not None:  # Not minus infinity: its differences would be NaN.
         scores = jnp.where(where, scores, jnp.finfo(scores.dtype).min / 2)
     remaining = jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
@@ -132,19 +134,21 @@ def plackett_luce(scores: ArrayLike, *, where: ArrayLike | None = None) -> jax.A
 def _hide(margins: ArrayLike, where: ArrayLike | None) -> jax.Array:
     """Zeroes what does not count before the link: a NaN there has no gradient."""
     margins = as_float(margins)
-    return margins if where is None else jnp.where(where, margins, 0.0)
+    if where is None:
+        return margins
+    return jnp.where(jnp.asarray(where, bool), margins, 0.0)
 
 
 def _count(margins: jax.Array, where: ArrayLike | None) -> jax.Array:
-    counts = jnp.ones_like(margins)
-    return jnp.sum(counts, axis=-1, where=where)
+    where = None if where is None else jnp.asarray(where, bool)
+    return jnp.sum(jnp.ones_like(margins), axis=-1, where=where)
 
 
 def _logsumexp(values: jax.Array, where: ArrayLike | None) -> jax.Array:
     """Over what counts; over all (hidden) values where nothing does."""
     if where is None:
         return jax.nn.logsumexp(values, axis=-1)
-    usable = jnp.broadcast_to(where, values.shape)
+    usable = jnp.broadcast_to(jnp.asarray(where, bool), values.shape)
     usable |= ~jnp.any(usable, axis=-1, keepdims=True)
     return jax.nn.logsumexp(values, axis=-1, where=usable)
 

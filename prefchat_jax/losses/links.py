@@ -1,7 +1,8 @@
 """Links: what one margin costs. A margin is how far the chosen reward leads.
 
 Margins are already scaled by beta, so that every link is a plain function of
-margins and any group can be taken over it.
+margins and any group can be taken over it. Groups and the functions of pairs hide
+what does not count before they call a link.
 """
 
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def exo_pair(margins: ArrayLike, *, label_smoothing: ArrayLike) -> jax.Array:
 
     Args:
       margins: `[...]` reward margins, scaled by beta.
-      label_smoothing: above 0 (at 0 the divergence is infinite); authors: 1e-3.
+      label_smoothing: above 0 (at 0 the divergence is infinite); TRL: 1e-3.
 
     Returns:
       `[...]` losses.

@@ -62,6 +62,8 @@ def chunked_token_logps(
     Returns:
       `[..., T]` log-probabilities; 0 where `where` is false.
     """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     hidden, unembedding = jnp.asarray(hidden), jnp.asarray(unembedding)
     targets = jnp.asarray(targets)
     where = jnp.broadcast_to(True if where is None else where, targets.shape)
@@ -108,7 +110,8 @@ def mean_sequence_logps(
       where: `[..., T]` true where a token counts.
 
     Returns:
-      `[...]` means; 0 where no token counts.
+      `[...]` means; 0 where no token counts: as a mean log-prob that would be a
+      probability of 1, so leave such responses out.
     """
     where = True if where is None else where
     return masked_mean(as_float(logps), where, axis=-1)

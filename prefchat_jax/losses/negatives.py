@@ -1,11 +1,13 @@
 """Negatives: which wrong buckets a gold bucket is compared with."""
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import gammaln, xlog1py, xlogy
 from jax.typing import ArrayLike
+
+from prefchat_jax.numerics import as_float
 
 
 class Negatives(NamedTuple):
@@ -78,7 +80,8 @@ def mine_negatives(
     # Where each stands among the hard ones; K if it is none of them.
     is_hard = drawn[..., :, None] == hard[..., None, :]
     rank = jnp.where(is_hard.any(-1), jnp.argmax(is_hard, axis=-1), num_negatives)
-    return Negatives(drawn, jnp.log(chances)[rank])
+    log_inclusion = jnp.log(chances).astype(as_float(logits).dtype)
+    return Negatives(drawn, log_inclusion[rank])
 
 
 def plausible_negatives(
@@ -109,9 +112,11 @@ def _inclusion(places: int, candidates: int, hard_ratio: ArrayLike) -> jax.Array
     With h of the places hard, a binomial number, the first h ranks are drawn for
     sure and each other one with probability `(places - h) / (candidates - h)`.
     """
-    ratio, hard = jnp.asarray(hard_ratio), jnp.arange(places + 1)
-    ways = jnp.array([math.comb(places, h) for h in range(places + 1)], jnp.float32)
-    chance = ways * jnp.power(ratio, hard) * jnp.power(1 - ratio, places - hard)
+    ratio = as_float(hard_ratio)
+    hard = jnp.arange(places + 1, dtype=ratio.dtype)
+    log_ways = gammaln(places + 1.0) - gammaln(hard + 1) - gammaln(places - hard + 1)
+    log_chance = log_ways + xlogy(hard, ratio) + xlog1py(places - hard, -ratio)
+    chance = jax.nn.softmax(log_chance)  # They sum to 1 but for rounding.
     share = (places - hard) / jnp.maximum(candidates - hard, 1)
     is_sure = hard[None, :] > hard[:, None]  # Of each rank, for each h.
     return jnp.where(is_sure, 1.0, share[None, :]) @ chance

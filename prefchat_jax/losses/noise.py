@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prefchat_jax.numerics import as_float
+from prefchat_jax.numerics import as_float, masked_loss
 
 
 def confidence_weights(
-    logits: ArrayLike, labels: ArrayLike, *, floor: ArrayLike, ceiling: ArrayLike
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    floor: ArrayLike,
+    ceiling: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """The model's probability of the gold bucket, clipped: `clip(pi(gold))`.
 
@@ -26,13 +31,15 @@ def confidence_weights(
       labels: `[...]` integer gold buckets.
       floor: smallest weight.
       ceiling: largest weight.
+      where: `[...]` true where an example counts.
 
     Returns:
-      `[...]` weights in `[floor, ceiling]`.
+      `[...]` weights in `[floor, ceiling]`; 0 where `where` is false.
     """
     probs = jax.nn.softmax(jax.lax.stop_gradient(as_float(logits)))
     gold = jnp.take_along_axis(probs, jnp.expand_dims(labels, -1), axis=-1)
-    return jnp.clip(jnp.squeeze(gold, -1), floor, ceiling)
+    clip = lambda probs: jnp.clip(probs, floor, ceiling)
+    return masked_loss(clip, where, jnp.squeeze(gold, -1))
 
 
 def wpo_weights(
@@ -40,6 +47,8 @@ def wpo_weights(
     rejected_mean_logps: ArrayLike,
     chosen_mean_collisions: ArrayLike,
     rejected_mean_collisions: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """WPO's weight of a pair: how likely the policy is to have written it.
 
@@ -53,17 +62,23 @@ def wpo_weights(
       rejected_mean_logps: `[...]` length-averaged log-probs.
       chosen_mean_collisions: `[...]` length-averaged `log sum_v pi(v)**2`.
       rejected_mean_collisions: `[...]` the same of the rejected response.
+      where: `[...]` true where a pair counts.
 
     Returns:
-      `[...]` weights in [0, 1].
+      `[...]` weights in [0, 1]; 0 where `where` is false.
     """
     chosen = as_float(chosen_mean_logps) - as_float(chosen_mean_collisions)
     rejected = as_float(rejected_mean_logps) - as_float(rejected_mean_collisions)
-    return jax.lax.stop_gradient(jnp.exp(jnp.minimum(chosen + rejected, 0.0)))
+    weigh = lambda excess: jnp.exp(jnp.minimum(excess, 0.0))
+    return jax.lax.stop_gradient(masked_loss(weigh, where, chosen + rejected))
 
 
 def smoothed(
-    losses: ArrayLike, swapped_losses: ArrayLike, *, label_smoothing: ArrayLike
+    losses: ArrayLike,
+    swapped_losses: ArrayLike,
+    *,
+    label_smoothing: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Label smoothing: `(1 - e) * loss + e * swapped`, the noise model of cDPO.
 
@@ -74,16 +89,22 @@ def smoothed(
       losses: `[...]` losses as labelled.
       swapped_losses: `[...]` losses of the swapped label.
       label_smoothing: `[...]` rate of wrong labels, in [0, 0.5).
+      where: `[...]` true where a pair counts.
 
     Returns:
       `[...]` losses.
     """
     rate = jnp.asarray(label_smoothing)
-    return (1.0 - rate) * as_float(losses) + rate * as_float(swapped_losses)
+    mix = lambda own, swapped: (1.0 - rate) * own + rate * swapped
+    return masked_loss(mix, where, as_float(losses), as_float(swapped_losses))
 
 
 def unbiased(
-    losses: ArrayLike, swapped_losses: ArrayLike, *, label_smoothing: ArrayLike
+    losses: ArrayLike,
+    swapped_losses: ArrayLike,
+    *,
+    label_smoothing: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """The noise model of robust DPO: unbiased if that share of labels is flipped.
 
@@ -95,10 +116,11 @@ def unbiased(
       losses: `[...]` losses as labelled.
       swapped_losses: `[...]` losses of the swapped label.
       label_smoothing: `[...]` rate of wrong labels, in [0, 0.5); authors: 0.1.
+      where: `[...]` true where a pair counts.
 
     Returns:
       `[...]` losses.
     """
     rate = jnp.asarray(label_smoothing)
-    signed = (1.0 - rate) * as_float(losses) - rate * as_float(swapped_losses)
-    return signed / (1.0 - 2.0 * rate)
+    undo = lambda own, swapped: ((1.0 - rate) * own - rate * swapped) / (1 - 2 * rate)
+    return masked_loss(undo, where, as_float(losses), as_float(swapped_losses))

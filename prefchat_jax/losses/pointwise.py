@@ -30,6 +30,8 @@ def nca(
     `-log sigmoid(a) - (log sigmoid(-a) + log sigmoid(-b)) / 2` for rewards a and
     b. Chen et al., "Noise Contrastive Alignment of Language Models with Explicit
     Rewards" (https://arxiv.org/abs/2402.05369).
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     loss = lambda a, b: logistic(a) + 0.5 * logistic(-a) + 0.5 * logistic(-b)
@@ -52,6 +54,8 @@ def bco(
     al., "Binary Classifier Optimization for Large Language Model Alignment"
     (https://arxiv.org/abs/2404.04656): `shift` is the mean of all rewards, kept
     by the caller; 0 leaves it out.
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     loss = lambda a, b: logistic(a - shift) + logistic(shift - b)
@@ -71,6 +75,8 @@ def sppo(
 
     The sum of both squared distances. Wu et al., "Self-Play Preference
     Optimization for Language Model Alignment" (https://arxiv.org/abs/2405.00675).
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     half = 0.5 / jnp.asarray(beta)
@@ -92,6 +98,8 @@ def apo_zero(
     For a model that is worse than the chosen responses. D'Oosterlinck et al.,
     "Anchored Preference Optimization and Contrastive Revisions"
     (https://arxiv.org/abs/2408.06266).
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     loss = lambda a, b: jax.nn.sigmoid(-a) + jax.nn.sigmoid(b)
@@ -111,6 +119,8 @@ def apo_down(
 
     `sigmoid(a) + 1 - sigmoid(a - b)`, for a model that is better than the chosen
     responses (https://arxiv.org/abs/2408.06266).
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     loss = lambda a, b: jax.nn.sigmoid(a) + jax.nn.sigmoid(b - a)

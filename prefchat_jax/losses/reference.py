@@ -62,6 +62,8 @@ def dpo(
     Rafailov et al., "Direct Preference Optimization: Your Language Model is
     Secretly a Reward Model" (https://arxiv.org/abs/2305.18290), equation 7; the
     authors' beta is 0.1. References of 0 make it reference-free.
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     return masked_loss(links.logistic, where, reward_margins(*logps, beta=beta))
@@ -82,6 +84,8 @@ def cdpo(
     Mitchell, "A note on DPO with noisy preferences & relationship to IPO" (2023,
     https://ericmitchell.ai/cdpo.pdf), equation 3. `label_smoothing` is the rate
     of wrong labels, in [0, 0.5).
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     link = _noisy(smoothed, label_smoothing)
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
@@ -103,6 +107,8 @@ def rdpo(
     Chowdhury et al., "Provably Robust DPO: Aligning Language Models with Noisy
     Feedback" (https://arxiv.org/abs/2403.00409); the authors' `label_smoothing`,
     the rate of wrong labels in [0, 0.5), is 0.1. Not bounded below.
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     link = _noisy(unbiased, label_smoothing)
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
@@ -123,6 +129,8 @@ def hinge(
     Zhao et al., "SLiC-HF: Sequence Likelihood Calibration with Human Feedback"
     (https://arxiv.org/abs/2305.10425); Liu et al., "Statistical Rejection
     Sampling Improves Preference Optimization" (https://arxiv.org/abs/2309.06657).
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     link = partial(links.relu_margin, gamma=1.0)
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
@@ -142,7 +150,9 @@ def ipo(
 
     Azar et al., "A General Theoretical Paradigm to Understand Learning from
     Human Preferences" (https://arxiv.org/abs/2310.12036), equation 17, where
-    beta is called tau, 0.1. The authors confirmed the averages.
+    beta is called tau, 0.1. TRL reports that the authors confirmed the averages.
+
+    `[...]` length-averaged log-probs and `where` in, `[...]` losses out.
     """
     logps = chosen_mean_logps, rejected_mean_logps
     logps += ref_chosen_mean_logps, ref_rejected_mean_logps
@@ -163,6 +173,8 @@ def normalized_dpo(
 
     Lambert et al., "Tulu 3: Pushing Frontiers in Open Language Model
     Post-Training" (https://arxiv.org/abs/2411.15124); the authors' beta is 5.
+
+    `[...]` length-averaged log-probs and `where` in, `[...]` losses out.
     """
     logps = chosen_mean_logps, rejected_mean_logps
     logps += ref_chosen_mean_logps, ref_rejected_mean_logps
@@ -181,8 +193,10 @@ def exo(
 ) -> jax.Array:
     """EXO for pairs: KL from the policy's preference to the smoothed label's.
 
-    The link is `exo_pair` (Ji et al., https://arxiv.org/abs/2402.00856); the
-    authors' `label_smoothing` is 1e-3, and it must be above 0.
+    The link is `exo_pair` (Ji et al., https://arxiv.org/abs/2402.00856);
+    `label_smoothing` must be above 0, TRL suggests 1e-3.
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     link = partial(links.exo_pair, label_smoothing=label_smoothing)
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
@@ -203,6 +217,8 @@ def discopop(
 
     The link is `log_ratio_modulated` (Lu et al., https://arxiv.org/abs/2406.08414);
     the authors' tau is 0.05.
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     link = partial(links.log_ratio_modulated, tau=tau)
     logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from prefchat_jax.losses import links
-from prefchat_jax.numerics import as_float, log1mexp, masked_loss
+from prefchat_jax.numerics import as_float, bounded_expm1, log1mexp, masked_loss
 
 
 def log_odds(mean_logps: ArrayLike) -> jax.Array:
@@ -23,7 +23,7 @@ def log_odds(mean_logps: ArrayLike) -> jax.Array:
     For buckets, `bucket_log_odds` is exact where the log-probs no longer are.
 
     Args:
-      mean_logps: `[...]` length-averaged log-probs, at most 0.
+      mean_logps: `[...]` length-averaged log-probs; above 0 they count as 0.
 
     Returns:
       `[...]` log-odds; infinite at p = 1.
@@ -42,7 +42,8 @@ def odds_ratio(
 
     The gradient is exact up to a chosen response of probability 1, where that of
     the log-odds is infinite. If both have probability 1, their odds count as
-    equal: the loss is log 2 and has no gradient.
+    equal: the loss is log 2 and has no gradient. If only the rejected one has, the
+    loss is infinite: leave out empty responses, whose mean log-prob is 0.
 
     Args:
       chosen_mean_logps: `[...]` length-averaged log-probs.
@@ -100,6 +101,8 @@ def simpo(
     Reward" (https://arxiv.org/abs/2405.14734). `gamma` is in reward units; the
     authors' code asks for `gamma / beta`. Their beta is 2 and that ratio 0.25,
     for later models 10 and 0.3 to 0.5.
+
+    `[...]` length-averaged log-probs and `where` in, `[...]` losses out.
     """
     link = partial(links.target_logistic, gamma=gamma)
     margins = _margins(chosen_mean_logps, rejected_mean_logps, beta=beta)
@@ -119,6 +122,8 @@ def repo_relu(
     (https://arxiv.org/abs/2503.07426); the authors' gamma is 0.4 to 0.6. It is
     the limit of SimPO / beta for a large beta at a fixed gamma / beta. Pairs
     past gamma have no gradient: watch the share that has one.
+
+    `[...]` length-averaged log-probs and `where` in, `[...]` losses out.
     """
     link = partial(links.relu_margin, gamma=gamma)
     margins = _margins(chosen_mean_logps, rejected_mean_logps, beta=1.0)
@@ -137,6 +142,8 @@ def cpo(
     Xu et al., "Contrastive Preference Optimization: Pushing the Boundaries of
     LLM Performance in Machine Translation" (https://arxiv.org/abs/2401.08417);
     the authors' beta is 0.1, and they add the likelihood of the chosen response.
+
+    `[...]` summed log-probs and `where` in, `[...]` losses out.
     """
     margins = _margins(chosen_logps, rejected_logps, beta=beta)
     return masked_loss(links.logistic, where, margins)
@@ -156,11 +163,13 @@ def alphapo(
     Gupta et al., "AlphaPO: Reward Shape Matters for LLM Alignment"
     (https://arxiv.org/abs/2501.03884); the authors' alpha is 0.25. It must not
     be 0, where the reward is SimPO's.
+
+    `[...]` length-averaged log-probs and `where` in, `[...]` losses out.
     """
     alpha = jnp.asarray(alpha)
 
     def loss(chosen, rejected):
-        reward = lambda logps: -jnp.expm1(-alpha * logps) / alpha
+        reward = lambda logps: -bounded_expm1(-alpha * logps) / alpha
         margins = _margins(reward(chosen), reward(rejected), beta=beta)
         return links.target_logistic(margins, gamma=gamma)
 
@@ -190,7 +199,7 @@ def _odds_ratio_jvp(primals, tangents):
     (chosen, rejected), (d_chosen, d_rejected) = primals, tangents
     tie = (chosen >= 0) & (rejected >= 0)
     # Any other point will do where the slope is set to 0.
-    p, q = jnp.where(tie, -1.0, chosen), jnp.where(tie, -1.0, rejected)
+    p, q = (jnp.where(tie, -1.0, jnp.minimum(x, 0.0)) for x in (chosen, rejected))
     log_d = jnp.logaddexp(p + log1mexp(q), q + log1mexp(p))
     slope_chosen = -jnp.exp(q - log_d)
     slope_rejected = jnp.exp(q + log1mexp(p) - log1mexp(q) - log_d)

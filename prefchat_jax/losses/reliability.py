@@ -19,11 +19,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prefchat_jax.numerics import as_float
+from prefchat_jax.numerics import as_float, masked_loss
 
 
 def reliability_posterior(
-    losses: ArrayLike, swapped_losses: ArrayLike, *, reliability: ArrayLike
+    losses: ArrayLike,
+    swapped_losses: ArrayLike,
+    *,
+    reliability: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """E-step: the probability that each label is right.
 
@@ -34,16 +38,22 @@ def reliability_posterior(
       losses: `[...]` base losses as labelled.
       swapped_losses: `[...]` base losses of the swapped label.
       reliability: `[...]` of each label's annotator, in [0, 1].
+      where: `[...]` true where a pair counts.
 
     Returns:
-      `[...]` weights in [0, 1].
+      `[...]` weights in [0, 1]; 0 where `where` is false.
     """
     logits = as_float(swapped_losses) - as_float(losses)
-    return jax.lax.stop_gradient(jax.nn.sigmoid(logits + _logit(reliability)))
+    weigh = lambda logits: jax.nn.sigmoid(logits + _logit(reliability))
+    return jax.lax.stop_gradient(masked_loss(weigh, where, logits))
 
 
 def reliability_loss(
-    losses: ArrayLike, swapped_losses: ArrayLike, *, posterior: ArrayLike
+    losses: ArrayLike,
+    swapped_losses: ArrayLike,
+    *,
+    posterior: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """M-step: `-(w * log p + (1 - w) * log(1 - p))`, w the posterior (equation 5).
 
@@ -51,37 +61,49 @@ def reliability_loss(
       losses: `[...]` base losses as labelled.
       swapped_losses: `[...]` base losses of the swapped label.
       posterior: `[...]` from `reliability_posterior`; no gradient flows through.
+      where: `[...]` true where a pair counts.
 
     Returns:
       `[...]` losses.
     """
-    logits = as_float(swapped_losses) - as_float(losses)
     weight = jax.lax.stop_gradient(jnp.asarray(posterior))
-    right, wrong = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    return -(weight * right + (1.0 - weight) * wrong)
+
+    def loss(logits):
+        right, wrong = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        return -(weight * right + (1.0 - weight) * wrong)
+
+    return masked_loss(loss, where, as_float(swapped_losses) - as_float(losses))
 
 
 def reliability_nll(
-    losses: ArrayLike, swapped_losses: ArrayLike, *, reliability: ArrayLike
+    losses: ArrayLike,
+    swapped_losses: ArrayLike,
+    *,
+    reliability: ArrayLike,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """The label's negative log-likelihood: `-log(r * p + (1 - r) * (1 - p))`.
 
-    Bounded by `-log(1 - r)`: a label that the model is sure is wrong has no
-    gradient left. With reliability 1 it is `-log p`.
+    Bounded by `-log min(r, 1 - r)`: a label that the model is sure is wrong has
+    no gradient left. With reliability 1 it is `-log p`.
 
     Args:
       losses: `[...]` base losses as labelled.
       swapped_losses: `[...]` base losses of the swapped label.
       reliability: `[...]` of each label's annotator, in [0, 1].
+      where: `[...]` true where a pair counts.
 
     Returns:
       `[...]` losses.
     """
-    logits = as_float(swapped_losses) - as_float(losses)
     reliability = jnp.asarray(reliability)
-    right = jnp.log(reliability) + jax.nn.log_sigmoid(logits)
-    wrong = jnp.log1p(-reliability) + jax.nn.log_sigmoid(-logits)
-    return -jnp.logaddexp(right, wrong)
+
+    def loss(logits):
+        right = jnp.log(reliability) + jax.nn.log_sigmoid(logits)
+        wrong = jnp.log1p(-reliability) + jax.nn.log_sigmoid(-logits)
+        return -jnp.logaddexp(right, wrong)
+
+    return masked_loss(loss, where, as_float(swapped_losses) - as_float(losses))
 
 
 def reliability_update(
@@ -92,7 +114,7 @@ def reliability_update(
     rate: ArrayLike,
     low: ArrayLike,
     high: ArrayLike,
-    prior_right: ArrayLike = 0.0,
+    prior_right: ArrayLike = 0.0,  # No prior is no information, not a choice.
     prior_wrong: ArrayLike = 0.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from prefchat_jax.losses.links import target_logistic
 from prefchat_jax.numerics import as_float, masked_loss, masked_mean
 
-_SMALLEST_STD = 1e-8  # One pair has no deviation: its z is 0.
+_SMALLEST_STD = 1e-8  # Below it the margins are equal but for rounding: z is 0.
 
 
 class LmpoState(NamedTuple):
@@ -21,17 +21,20 @@ class LmpoState(NamedTuple):
     Attributes:
       mean: scalar.
       std: scalar.
-      count: scalar, batches so far.
+      count: scalar, batches that gave a mean.
+      std_count: scalar, batches of two pairs or more, which gave a deviation.
     """
 
     mean: jax.Array
     std: jax.Array
     count: jax.Array
+    std_count: jax.Array
 
 
 def init_lmpo() -> LmpoState:
     """The state before the first batch."""
-    return LmpoState(jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
+    none = jnp.zeros((), jnp.int32)
+    return LmpoState(jnp.zeros(()), jnp.zeros(()), none, none)
 
 
 def lmpo(
@@ -65,7 +68,7 @@ def lmpo(
       beta: reward scale; authors: 2.5.
       gamma: target margin in reward units, their `log h`; authors: 1.
       margin_weight: their lambda, 0.2.
-      power: their k, 5.
+      power: their k, 5; an odd integer.
       decay: of the running statistics; authors: 0.9.
       bias_correction: the statistics start at 0, and without a correction z is
         ten times too large in the first batch; False does as the authors' code.
@@ -108,7 +111,7 @@ def lmpo_margin(
       rejected_mean_logps: `[...]` length-averaged log-probs.
       chosen_lengths: `[...]` tokens.
       rejected_lengths: `[...]` tokens.
-      power: the authors' k, 5.
+      power: the authors' k, 5; an odd integer.
 
     Returns:
       `[...]` raw margins in [0, 1].
@@ -148,13 +151,33 @@ def lmpo_offset(
     count = jnp.sum(jnp.ones_like(raw), where=where)
     squares = jnp.sum(jnp.square(raw - mean), where=where)
     std = jnp.sqrt(squares / jnp.maximum(count - 1, 1))  # Unbiased, as theirs.
-    old_share = jnp.where(count > 0, decay, 1.0)  # An empty batch changes nothing.
+    some, several = count > 0, count > 1
     state = LmpoState(
-        (old_share * state.mean + (1.0 - old_share) * mean).astype(state.mean.dtype),
-        (old_share * state.std + (1.0 - old_share) * std).astype(state.std.dtype),
-        state.count + (count > 0),
+        _run(state.mean, mean, decay, some),
+        _run(state.std, std, decay, several),
+        state.count + some.astype(jnp.int32),
+        state.std_count + several.astype(jnp.int32),
     )
-    share = 1.0 - jnp.power(decay, state.count) if bias_correction else 1.0
-    share = jnp.where(state.count > 0, share, 1.0)
-    mean, std = state.mean / share, jnp.maximum(state.std / share, _SMALLEST_STD)
-    return masked_loss(lambda raw: (raw - mean) / std, where, raw), state
+    mean, std = state.mean, state.std
+    if bias_correction:
+        mean = _corrected(mean, state.count, decay)
+        std = _corrected(std, state.std_count, decay)
+    mean, std = mean.astype(raw.dtype), std.astype(raw.dtype)
+    usable = std > _SMALLEST_STD
+    standardise = lambda raw: jnp.where(
+        usable, (raw - mean) / jnp.where(usable, std, 1.0), 0.0
+    )
+    return masked_loss(standardise, where, raw), state
+
+
+def _run(
+    old: jax.Array, new: jax.Array, decay: ArrayLike, is_new: jax.Array
+) -> jax.Array:
+    """One step of a running mean; what is not new changes nothing."""
+    share = jnp.where(is_new, 1.0 - jnp.asarray(decay), 0.0)
+    return (old + share * (new - old)).astype(old.dtype)
+
+
+def _corrected(value: jax.Array, count: jax.Array, decay: ArrayLike) -> jax.Array:
+    """A running mean that started at 0, as if it had started at its first value."""
+    return value / (1.0 - jnp.power(decay, jnp.maximum(count, 1)))

@@ -32,7 +32,7 @@ def aot(
       rejected_logps: `[..., B]` the same of the rejected response.
       ref_chosen_logps: `[..., B]` under the reference policy.
       ref_rejected_logps: `[..., B]` under the reference policy.
-      beta: reward scale; authors: 0.1.
+      beta: reward scale.
       label_smoothing: rate of wrong labels, in [0, 0.5).
       where: `[..., B]` true where a pair counts.
 

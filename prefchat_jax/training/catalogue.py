@@ -160,5 +160,9 @@ def hyper_parameters(
         ("--pref_margin", margin, row.margin),
     ):
         if given is not None and default is None:
-            raise UserError(f"{flag}: {name} has none. See `prefchat losses`.")
-    return beta or row.beta or 1.0, margin or row.margin or 0.0
+            raise UserError(f"{flag}: {name} has none, as `prefchat losses` shows.")
+    return _first(beta, row.beta, 1.0), _first(margin, row.margin, 0.0)
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -31,7 +31,7 @@ class FinetuneConfig:
     meta: str | None = None
     """Also write the run's metadata to this JSON file."""
     weights: str | None = None
-    """Start from the checkpoint of this run, of the same shape."""
+    """Start from this run, of the same shape; it is also the reference policy."""
     train_all: bool = False
     """With --weights: train everything, not only the head and the final norm."""
     resume: bool = False
@@ -80,7 +80,7 @@ class FinetuneConfig:
     sampling_correction: bool = False
     """With softmax: make the drawn negatives stand for all wrong buckets."""
     pref_noise: Literal["none", "confidence", "smoothing", "robust", "re_po"] = "none"
-    """What to do about wrong labels; re_po learns whom and which labels to trust."""
+    """Wrong labels; re_po learns which to trust by the rows' `annotator` or file."""
     pref_noise_rate: float | None = None
     """Share of wrong labels that smoothing, robust and re_po start from [0.1]."""
     adaptive_pref_weighting: bool = False
@@ -134,8 +134,8 @@ class FinetuneConfig:
         at_least_one = ("epochs", "batch_size", "grad_accum_steps", "pref_group_size")
         _check_range(self, 1, math.inf, *at_least_one, "max_candidates_per_bucket")
         _check_range(self, 2, math.inf, "num_buckets")
-        _check_range(self, 1e-12, math.inf, "lr", "pref_beta", "pref_margin")
-        _check_range(self, 0, math.inf, "false_negative_margin")
+        _check_range(self, 1e-12, math.inf, "lr", "pref_beta")
+        _check_range(self, 0, math.inf, "pref_margin", "false_negative_margin")
         _check_range(self, 1e-12, 0.49999, "pref_noise_rate")
         _check_range(self, 0, 2**31 - 1, "seed")
         self._check_objective()
@@ -174,6 +174,11 @@ class FinetuneConfig:
             raise UserError(
                 "--sampling_correction needs --pref_group_estimator softmax."
             )
+        if self.sampling_correction and self.hard_negative_ratio == 1:
+            raise UserError(
+                "--sampling_correction needs --hard_negative_ratio below 1: negatives "
+                "that are all hard say nothing of the others."
+            )
 
     def _check_noise(self) -> None:
         if self.adaptive_pref_weighting and self.pref_noise not in (
@@ -184,14 +189,18 @@ class FinetuneConfig:
                 f"--adaptive_pref_weighting is --pref_noise confidence, and not "
                 f"{self.pref_noise}: give one of them."
             )
+        if self.noise() != "none" and self.pref_weight == 0:
+            raise UserError(f"--pref_noise {self.noise()} needs --pref_weight above 0.")
         if self.pref_noise_rate is not None and not catalogue.NOISE[self.noise()].rate:
-            raise UserError(f"--pref_noise_rate: {self.noise()} has none.")
+            raise UserError(
+                "--pref_noise_rate needs --pref_noise smoothing, robust or re_po."
+            )
 
 
 def _check_range(config: object, low: float, high: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and not low <= value <= high:
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
             bound = (
                 f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             )

@@ -16,6 +16,7 @@ from prefchat_jax.datasets.sampling import EpochPlan, Plan
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.training.checkpoints import Checkpoints
+from prefchat_jax.training.noise import re_po
 from prefchat_jax.training.run_directory import RunDirectory, write_aside
 from prefchat_jax.training.steps import (
     Recipe,
@@ -58,17 +59,10 @@ class LoopConfig:
 
 
 class Fit(NamedTuple):
-    """What training found.
-
-    Attributes:
-      history: metrics by epoch.
-      best_epoch: the epoch that was kept, counted from 1.
-      reliability: `[sources]` how far RE-PO came to trust each source.
-    """
+    """What training found: the history by epoch, and the best one."""
 
     history: list[Metrics]
     best_epoch: int
-    reliability: np.ndarray
 
 
 def fit(
@@ -112,7 +106,7 @@ def fit(
             epoch = len(history) + 1
             state, row = _train_epoch(run_chunk, state, plan, epoch, on_chunk)
             params = eval_params(recipe, state, use_ema=config.use_ema)
-            row |= _validate(recipe, params, val)
+            row |= _validate(recipe, params, val) | _trust(recipe, state)
             history.append(row)
             # Logged first: an epoch that is saved but not logged could not resume.
             log.write({"summary": True} | row)
@@ -124,8 +118,7 @@ def fit(
                 is_last=_is_over(history, config),
             )
             progress.epoch(row)
-    reliability = np.asarray(state.preference.reliability)
-    return Fit(history, best_epoch(history), reliability)
+    return Fit(history, best_epoch(history))
 
 
 def best_epoch(history: list[Metrics]) -> int:
@@ -183,6 +176,14 @@ def _validate(recipe: Recipe, params: Params, val: Rows) -> Metrics:
         return {}
     logits = predict(recipe.model, params, val.ids, val.weights)
     return {f"eval_{name}": value for name, value in score(logits, val.labels).items()}
+
+
+def _trust(recipe: Recipe, state: TrainState) -> Metrics:
+    """How far RE-PO came to trust each source."""
+    if recipe.objective.preference.noise is not re_po:
+        return {}
+    reliability = np.asarray(state.preference.reliability).tolist()
+    return {f"reliability/{source}": value for source, value in enumerate(reliability)}
 
 
 def _checked(metrics: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from prefchat_jax.training.targets import PreferenceState
 Margins = Callable[..., tuple[jax.Array, PreferenceState]]
 
 
-def reward_margins(preference, logits, targets, negatives, state):
+def policy_margins(preference, logits, targets, negatives, state):
     """Implicit rewards, `beta log pi / pi_ref`."""
     margins = losses.bucket_margins(
         logits,
@@ -36,10 +36,11 @@ def odds_margins(preference, logits, targets, negatives, state):
 
 def running_margins(preference, logits, targets, negatives, state):
     """LMPO: rewards less a running score; a bucket is a response of one token."""
-    margins, _ = reward_margins(preference, logits, targets, negatives, state)
+    margins, _ = policy_margins(preference, logits, targets, negatives, state)
     logps = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(logps, targets.labels[:, None], axis=-1)
     rejected = jnp.take_along_axis(logps, negatives, axis=-1)
+    # Its authors' k, decay and weight.
     raw = losses.lmpo_margin(chosen, rejected, 1, 1, power=5)
     where = None if targets.where is None else targets.where[:, None]
     offset, lmpo = losses.lmpo_offset(raw, state.lmpo, decay=0.9, where=where)

@@ -64,9 +64,11 @@ def re_po(preference, own, swapped, logits, targets, state):
     """RE-PO: the reliability of each source is learned on the way.
 
     The posterior that a label is right weights the cross-entropy, too: else that
-    would learn the wrong labels by heart, and vouch for them.
+    would learn the wrong labels by heart, and vouch for them. For the same reason
+    no source is trusted beyond half of the rate of wrong labels that is expected:
+    after many epochs a model is sure of all that it was taught.
     """
-    del preference, logits
+    del logits
     sources = targets.sources
     if sources is None:
         sources = jnp.zeros(own.shape, jnp.int32)
@@ -78,7 +80,7 @@ def re_po(preference, own, swapped, logits, targets, state):
         sources,
         rate=0.1,
         low=0.5,
-        high=0.999,  # At 1 a source would never be doubted again.
+        high=1.0 - preference.noise_rate / 2,
         where=targets.where,
     )
     values = losses.reliability_nll(own, swapped, reliability=reliability)

@@ -17,7 +17,7 @@ from prefchat_jax.training.catalogue import hyper_parameters
 from prefchat_jax.training.margins import (
     Margins,
     odds_margins,
-    reward_margins,
+    policy_margins,
     running_margins,
 )
 from prefchat_jax.training.noise import (
@@ -68,7 +68,7 @@ class Preference:
       num_sources: sources whose reliability is learned.
     """
 
-    margins: Margins = reward_margins
+    margins: Margins = policy_margins
     link: losses.Link = losses.logistic
     group: losses.Group = losses.pairwise_mean
     noise: Noise = as_labelled
@@ -105,36 +105,34 @@ def make_preference(
         function cannot be used.
     """
     beta, margin = hyper_parameters(objective, beta=beta, margin=margin)
-    link = _link(objective, beta, margin)
-    return Preference(
-        margins={"orpo": odds_margins, "lmpo": running_margins}.get(
-            objective, reward_margins
-        ),
-        link=load_link(objective) if link is None else link,
-        group=GROUPS[group],
-        noise=NOISE[noise],
-        beta=1.0 if objective == "ipo" else beta,  # There it sets the target.
-        **settings,
-    )
+    parts: dict[str, Any] = {"beta": beta}
+    parts |= {"group": GROUPS[group], "noise": NOISE[noise]}
+    named = _named(objective, beta, margin)
+    parts |= {"link": load_link(objective)} if named is None else named
+    return Preference(**parts, **settings)
 
 
 @functools.cache  # One object for one setting, so that equal runs compile once.
-def _link(objective: str, beta: float, margin: float) -> losses.Link | None:
+def _named(objective: str, beta: float, margin: float) -> dict[str, Any] | None:
+    """What differs from `Preference` for each name of the catalogue."""
     fix = functools.partial
+    target = fix(losses.target_logistic, gamma=margin)
+    rpo = lambda distance: fix(losses.rpo_margin, distance=distance, target=margin)
     return {
-        "sigmoid": losses.logistic,
-        "dpo": losses.logistic,
-        "orpo": losses.logistic,
-        "ipo": fix(losses.squared, target=0.5 / beta),
-        "hinge": fix(losses.relu_margin, gamma=1.0),
-        "repo_relu": fix(losses.relu_margin, gamma=margin),
-        "simpo": fix(losses.target_logistic, gamma=margin),
-        "lmpo": fix(losses.target_logistic, gamma=margin),
-        "rpo": fix(losses.rpo_margin, distance=losses.rpo_bwd_kl, target=margin),
-        "rpo_fwd_kl": fix(losses.rpo_margin, distance=losses.rpo_fwd_kl, target=margin),
-        "rpo_sq": fix(losses.rpo_margin, distance=losses.rpo_sq, target=margin),
-        "exo": fix(losses.exo_pair, label_smoothing=1e-3),
-        "discopop": fix(losses.log_ratio_modulated, tau=0.05),
+        "sigmoid": {},
+        "dpo": {},
+        "repo_relu": {"link": fix(losses.relu_margin, gamma=margin)},
+        # IPO's beta is its target; its margins are not scaled.
+        "ipo": {"link": fix(losses.squared, target=0.5 / beta), "beta": 1.0},
+        "hinge": {"link": fix(losses.relu_margin, gamma=1.0)},
+        "orpo": {"margins": odds_margins},
+        "simpo": {"link": target},
+        "lmpo": {"link": target, "margins": running_margins},
+        "rpo": {"link": rpo(losses.rpo_bwd_kl)},
+        "rpo_fwd_kl": {"link": rpo(losses.rpo_fwd_kl)},
+        "rpo_sq": {"link": rpo(losses.rpo_sq)},
+        "exo": {"link": fix(losses.exo_pair, label_smoothing=1e-3)},
+        "discopop": {"link": fix(losses.log_ratio_modulated, tau=0.05)},
     }.get(objective)
 
 
@@ -192,7 +190,5 @@ def preference_losses(
         jnp.take_along_axis(rewards, rejected, axis=-1).mean(-1),
     )
     # RePO and the hinge leave pairs without a gradient: watch that some have one.
-    metrics["loss/pref_active"] = (judged.values > 0).astype(jnp.float32)
-    if targets.sources is not None:
-        metrics["reliability"] = judged.state.reliability[targets.sources]
+    metrics["loss/pref_active"] = (own > 0).astype(jnp.float32)
     return judged, metrics

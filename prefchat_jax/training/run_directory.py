@@ -28,7 +28,7 @@ from prefchat_jax.text.features import HASH_VERSION, FeatureConfig, Featurizer
 
 os.umask(_UMASK := os.umask(0))  # The only way to read it is to set it.
 
-FORMAT = 1  # Raise it when an older package could not read what is written.
+FORMAT = 2  # Raise it when an older package could not read what is written.
 
 
 @contextlib.contextmanager
