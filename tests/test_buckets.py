@@ -150,7 +150,7 @@ def test_where_hides_nan_in_logits(fn, rng):
 
 def test_inclusion_of_many_negatives_and_its_dtype(rng):
     logits = jnp.asarray(rng.normal(size=(2, 1200)), jnp.float32)
-    for number in (149, 1100, 1199):
+    for number in (149, 1199):
         drawn = losses.mine_negatives(
             jax.random.key(0),
             logits,

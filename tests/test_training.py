@@ -249,17 +249,16 @@ def test_sampling_correction_stands_for_all_wrong_buckets(rng):
 
 
 def test_rows_that_do_not_count_leave_the_state_alone():
-    state_of = lambda rows, where: (
-        preference_losses(
-            (made := make_preference("lmpo", noise="re_po", num_negatives=2)),
-            KEY,
-            jnp.asarray(LOGITS[rows]),
-            Targets(jnp.asarray(LABELS[rows]), where=where),
-            init_preference_state(made),
-        )[0].state
-    )
-    padded = state_of([0, 1, 1], jnp.array([True, True, False]))
-    alone = state_of([0, 1], None)
+    made = make_preference("lmpo", noise="re_po", num_negatives=2)
+
+    @jax.jit
+    def state_of(logits, labels, where=None):
+        targets, state = Targets(labels, where=where), init_preference_state(made)
+        return preference_losses(made, KEY, logits, targets, state)[0].state
+
+    rows = np.array([0, 1, 1])
+    padded = state_of(LOGITS[rows], LABELS[rows], np.array([True, True, False]))
+    alone = state_of(LOGITS, LABELS)
     for one, other in zip(jax.tree.leaves(padded), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
