@@ -79,11 +79,13 @@ def output() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column is text and whose others are figures."""
+def table(
+    title: str, columns: list[str], rows: list[list[str]], *, text_columns: int = 1
+) -> Table:
+    """A table whose first columns are text and whose others are figures."""
     made = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right")
+        made.add_column(column, justify="left" if i < text_columns else "right")
     for row in rows:
         made.add_row(*row)
     return made

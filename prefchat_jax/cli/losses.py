@@ -17,17 +17,19 @@ def main(argv: Sequence[str]) -> None:
         + ["yes" if row.reference else ""]
         for name, row in (*OBJECTIVES.items(), ("module:function", USERS))
     ]
-    columns = ["--pref_objective", "loss of one margin", "paper", "--pref_beta"]
-    columns += ["--pref_margin", "reference"]
-    title = "Objectives: d = gold logit - negative logit, d_ref of the reference policy"
-    console.print(table(title, columns, rows))
+    columns = ["--pref_objective", "loss of one negative", "paper", "beta", "margin"]
+    columns += ["reference"]
+    title = "Objectives: d = lead of the gold logit, less that of the reference policy"
+    console.print(table(title, columns, rows, text_columns=3))
     rows = [[name, row.equation, row.paper] for name, row in GROUPS.items()]
     columns = ["--pref_group_estimator", "loss over K margins m", "paper"]
-    console.print(table("Groups: l = loss of one margin", columns, rows))
+    console.print(
+        table("Groups: l = loss of one margin", columns, rows, text_columns=3)
+    )
     rows = [[name, row.equation, row.paper] for name, row in NOISE.items()]
     columns = ["--pref_noise", "loss of one example", "paper"]
     title = "Noise: L = loss over the group, S = the same with every margin turned"
-    console.print(table(title, columns, rows))
+    console.print(table(title, columns, rows, text_columns=3))
 
 
 def _shown(default: float | None) -> str:

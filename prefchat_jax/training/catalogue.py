@@ -12,8 +12,8 @@ class NamedObjective(NamedTuple):
     """What `--pref_objective` may be.
 
     Attributes:
-      equation: of the loss of one negative; d is the gold logit minus that of the
-        negative, d_ref the same of the reference policy.
+      equation: of the loss of one negative; d is how far the gold logit leads over
+        it, less the same lead in the reference policy where there is one.
       paper: where it comes from.
       beta: default of `--pref_beta`; None where there is none.
       margin: default of `--pref_margin`; None where there is none.
@@ -37,32 +37,30 @@ class NamedPart(NamedTuple):
 
 OBJECTIVES = {
     "sigmoid": NamedObjective(
-        "-log sigmoid(beta d)", "DPO, reference-free, arXiv 2305.18290", beta=2.0
+        "-log sigmoid(beta d)", "DPO, arXiv 2305.18290", beta=2.0
     ),
     "repo_relu": NamedObjective(
         "max(0, margin - d)", "RePO, arXiv 2503.07426", margin=0.2
     ),
     "dpo": NamedObjective(
-        "-log sigmoid(beta (d - d_ref))",
+        "-log sigmoid(beta d)",
         "DPO, arXiv 2305.18290",
         beta=2.0,
         reference=True,
     ),
     "ipo": NamedObjective(
-        "(d - d_ref - 1 / (2 beta))^2",
+        "(d - 1 / (2 beta))^2",
         "IPO, arXiv 2310.12036",
         beta=0.1,
         reference=True,
     ),
     "hinge": NamedObjective(
-        "max(0, 1 - beta (d - d_ref))",
-        "SLiC, RSO, arXiv 2305.10425, 2309.06657",
+        "max(0, 1 - beta d)",
+        "SLiC, RSO, arXiv 2309.06657",
         beta=1.0,
         reference=True,
     ),
-    "orpo": NamedObjective(
-        "-log sigmoid(log-odds of gold - of negative)", "ORPO, arXiv 2403.07691"
-    ),
+    "orpo": NamedObjective("-log sigmoid(lead in log-odds)", "ORPO, arXiv 2403.07691"),
     "simpo": NamedObjective(
         "-log sigmoid(beta d - margin)",
         "SimPO, arXiv 2405.14734",
@@ -70,47 +68,47 @@ OBJECTIVES = {
         margin=0.5,
     ),
     "lmpo": NamedObjective(
-        "-log sigmoid(beta d - 0.2 z - margin), z a running score",
+        "-log sigmoid(beta d - 0.2 z - margin)",
         "LMPO, arXiv 2502.14643",
         beta=2.5,
         margin=1.0,
     ),
     "rpo": NamedObjective(
-        "KL(sigmoid(margin) || sigmoid(beta (d - d_ref)))",
-        "RPO, backward KL, arXiv 2502.00203",
+        "KL(margin || beta d), of sigmoids",
+        "RPO, arXiv 2502.00203",
         beta=0.2,
         margin=1.0,
         reference=True,
     ),
     "rpo_fwd_kl": NamedObjective(
-        "KL(sigmoid(beta (d - d_ref)) || sigmoid(margin))",
-        "RPO, forward KL, arXiv 2502.00203",
+        "KL(beta d || margin), of sigmoids",
+        "RPO, arXiv 2502.00203",
         beta=0.2,
         margin=1.0,
         reference=True,
     ),
     "rpo_sq": NamedObjective(
-        "(beta (d - d_ref) - margin)^2",
-        "RPO, squared, arXiv 2502.00203",
+        "(beta d - margin)^2",
+        "RPO, arXiv 2502.00203",
         beta=0.2,
         margin=1.0,
         reference=True,
     ),
     "exo": NamedObjective(
-        "KL(sigmoid(beta (d - d_ref)) || 0.999)",
+        "KL(beta d || 0.999), of sigmoids",
         "EXO, arXiv 2402.00856",
         beta=2.0,
         reference=True,
     ),
     "discopop": NamedObjective(
-        "logistic for small, exponential for large margins, tau 0.05",
+        "logistic to exponential in beta d",
         "DiscoPOP, arXiv 2406.08414",
         beta=0.1,
         reference=True,
     ),
 }
 
-USERS = NamedObjective("your own function of margins beta d, [..., K]", "", beta=2.0)
+USERS = NamedObjective("your own, of margins beta d", "", beta=2.0)
 
 GROUPS = {
     "pairwise_mean": NamedPart("mean_k l(m_k)", "DPO on all pairs"),
