@@ -62,6 +62,6 @@ def test_every_flag_it_names_exists():
     from prefchat_jax.training.config import FinetuneConfig
 
     known = {f.name for c in (ChatFlags, FinetuneConfig) for f in dataclasses.fields(c)}
-    known |= {"help", "config", "corpus", "json", "folder", "sizes"}
+    known |= {"help", "config", "corpus", "json", "folder", "sizes", "flip", "val"}
     named = set(re.findall(r"--([a-z_]+)", README.read_text()))
     assert named and not named - known, named - known
