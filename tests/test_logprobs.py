@@ -148,6 +148,11 @@ def test_16_bits_give_32_and_the_unembedding_sums_its_gradient_in_32(rng, chunk_
         assert error < 0.01 * np.abs(other).max()
 
 
+def test_a_chunk_has_a_token(case):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        chunked_token_logps(*case[:3], chunk_size=0)
+
+
 def test_extreme_logits_stay_finite():
     logits = jnp.array([[1e4, -1e4, 0.0], [-jnp.inf, 0.0, 0.0]])
     values, gradient = jax.value_and_grad(

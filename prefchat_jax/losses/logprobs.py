@@ -61,6 +61,9 @@ def chunked_token_logps(
 
     Returns:
       `[..., T]` log-probabilities; 0 where `where` is false.
+
+    Raises:
+      ValueError: `chunk_size` is below 1.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
