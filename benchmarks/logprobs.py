@@ -7,7 +7,6 @@ compiler sets aside beside arguments and results; the differences to the first r
 are relative to its largest entry. Prints JSON lines (with `--json`) or a table.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,10 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from benchmarks.timing import time_jitted
+from benchmarks.timing import parse, time_jitted
 from prefchat_jax.cli.console import table
-from prefchat_jax.cli.device import select_device
-from prefchat_jax.errors import UserError
 from prefchat_jax.losses.logprobs import chunked_token_logps, token_logps
 
 
@@ -95,17 +92,7 @@ def _difference(ours: jax.Array, theirs: jax.Array) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    devices = ["auto", "cpu", "gpu", "tpu"]
-    parser.add_argument("--device", choices=devices, default="auto")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a small shape")
-    parser.add_argument("--json", action="store_true", help="JSON lines, no table")
-    args = parser.parse_args(argv)
-    try:
-        select_device(args.device)
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+    args = parse(__doc__, argv, repeats=3, quick="a small shape")
     shape = QUICK if args.quick else SHAPE
     sizes = [size // 8 for size in CHUNK_SIZES] if args.quick else CHUNK_SIZES
     rows = run(shape, sizes, args.repeats)

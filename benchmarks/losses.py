@@ -5,7 +5,6 @@
 Prints a JSON line for each variant (with `--json`) or a table.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 
@@ -13,10 +12,8 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from benchmarks.timing import time_jitted
+from benchmarks.timing import parse, time_jitted
 from prefchat_jax.cli.console import table
-from prefchat_jax.cli.device import select_device
-from prefchat_jax.errors import UserError
 from prefchat_jax.training.catalogue import GROUPS, OBJECTIVES
 
 SHAPES = ((128, 10, 4), (4096, 10, 4), (1024, 1000, 16))
@@ -80,17 +77,7 @@ def _time(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    devices = ["auto", "cpu", "gpu", "tpu"]
-    parser.add_argument("--device", choices=devices, default="auto")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--quick", action="store_true", help="the smallest shape only")
-    parser.add_argument("--json", action="store_true", help="JSON lines, no table")
-    args = parser.parse_args(argv)
-    try:
-        select_device(args.device)
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+    args = parse(__doc__, argv, repeats=30, quick="the smallest shape only")
     rows = run(SHAPES[:1] if args.quick else SHAPES, args.repeats)
     device = jax.devices()[0]
     if args.json:

@@ -1,11 +1,15 @@
 """Times jitted functions: one compilation, then the median of many calls."""
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+
+from prefchat_jax.cli.device import select_device
+from prefchat_jax.errors import UserError
 
 
 class Timing(NamedTuple):
@@ -40,3 +44,21 @@ def time_jitted(
         samples.append(1e6 * (time.perf_counter() - start) / calls)
     low, median, high = statistics.quantiles(samples, n=4)
     return Timing(compile_seconds, median, high - low)
+
+
+def parse(
+    doc: str, argv: Sequence[str] | None, *, repeats: int, quick: str
+) -> argparse.Namespace:
+    """The flags of a benchmark; JAX then computes on the device they name."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    devices = ["auto", "cpu", "gpu", "tpu"]
+    parser.add_argument("--device", choices=devices, default="auto")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", action="store_true", help="JSON lines, no table")
+    args = parser.parse_args(argv)
+    try:
+        select_device(args.device)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    return args

@@ -13,6 +13,22 @@ def as_float(values: ArrayLike) -> jax.Array:
     return values if values.dtype == jnp.float64 else values.astype(jnp.float32)
 
 
+def hide(
+    values: jax.Array, where: ArrayLike | None, *, axis: int | tuple[int, ...] = ()
+) -> jax.Array:
+    """Zeroes what does not count, so that a NaN there reaches no gradient.
+
+    Args:
+      values: any array.
+      where: true where values count; None is everywhere.
+      axis: axes of `values` that `where` lacks.
+    """
+    if where is None:
+        return values
+    where = jnp.expand_dims(jnp.asarray(where, bool), axis)
+    return jnp.where(where, values, jnp.zeros_like(values))
+
+
 def masked_loss(
     loss: Callable[..., jax.Array], where: ArrayLike | None, *values: jax.Array
 ) -> jax.Array:
@@ -21,11 +37,7 @@ def masked_loss(
     What does not count is hidden before the loss and dropped after it: a NaN
     there reaches neither the losses nor a gradient.
     """
-    if where is None:
-        return loss(*values)
-    where = jnp.asarray(where, bool)
-    hidden = [jnp.where(where, value, jnp.zeros_like(value)) for value in values]
-    return jnp.where(where, loss(*hidden), 0.0)
+    return hide(loss(*(hide(value, where) for value in values)), where)
 
 
 def masked_mean(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prefchat_jax.numerics import as_float, masked_loss
+from prefchat_jax.numerics import as_float, hide, masked_loss
 
 
 def bucket_margins(
@@ -62,7 +62,7 @@ def bucket_log_odds(
     Returns:
       `[..., K]` log-odds; where `where` is false, those of equal logits.
     """
-    logits, buckets = _hide(logits, where), jnp.asarray(buckets)
+    logits, buckets = hide(as_float(logits), where, axis=-1), jnp.asarray(buckets)
     own = jnp.take_along_axis(logits, buckets, axis=-1)
     others = ~jax.nn.one_hot(buckets, logits.shape[-1], dtype=bool)
     every = jnp.broadcast_to(jnp.expand_dims(logits, -2), others.shape)
@@ -133,14 +133,6 @@ def symmetric_cross_entropy(
 def _gold_logps(
     logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> jax.Array:
-    logps = jax.nn.log_softmax(_hide(logits, where))
+    logps = jax.nn.log_softmax(hide(as_float(logits), where, axis=-1))
     gold = jnp.take_along_axis(logps, jnp.expand_dims(labels, -1), axis=-1)
     return jnp.squeeze(gold, -1)
-
-
-def _hide(logits: ArrayLike, where: ArrayLike | None) -> jax.Array:
-    """Zeroes the logits of examples that do not count, before the softmax."""
-    logits = as_float(logits)
-    if where is None:
-        return logits
-    return jnp.where(jnp.expand_dims(jnp.asarray(where, bool), -1), logits, 0.0)

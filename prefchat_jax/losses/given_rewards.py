@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prefchat_jax.numerics import as_float, masked_loss
+from prefchat_jax.numerics import as_float, hide, masked_loss
 
 
 class Distance(Protocol):
@@ -121,11 +121,9 @@ def rpo_responses(
     """
     scores = jnp.asarray(beta) * (as_float(logps) - as_float(ref_logps))
     targets = jnp.asarray(eta) * as_float(rewards)
-    if where is None:
-        return distance(scores, targets)
-    where = jnp.broadcast_to(where, scores.shape)
-    hide = lambda values: jnp.where(where, values, 0.0)
-    return distance(hide(scores), hide(targets), where=where)
+    if where is not None:
+        where = jnp.broadcast_to(jnp.asarray(where, bool), scores.shape)
+    return distance(hide(scores, where), hide(targets, where), where=where)
 
 
 def rpo_sq(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from prefchat_jax.losses.links import Link
-from prefchat_jax.numerics import as_float, masked_mean
+from prefchat_jax.numerics import as_float, hide, masked_loss, masked_mean
 
 
 class Group(Protocol):
@@ -44,7 +44,7 @@ def pairwise_mean(
     margins: ArrayLike, link: Link, *, where: ArrayLike | None = None
 ) -> jax.Array:
     """The mean loss over all pairs: `mean_k link(margin_k)`. See `Group`."""
-    return masked_mean(link(_hide(margins, where)), where, axis=-1)
+    return masked_mean(link(hide(as_float(margins), where)), where, axis=-1)
 
 
 def expected_win(
@@ -58,7 +58,7 @@ def expected_win(
     estimator of the system that this package succeeds; the equation of the EPO
     paper (Li & Song, EMNLP 2025) was not available to compare. See `Group`.
     """
-    costs = link(_hide(margins, where))
+    costs = link(hide(as_float(margins), where))
     count = _count(costs, where)
     loss = jnp.log(jnp.maximum(count, 1)) - _logsumexp(-costs, where)
     return jnp.where(count > 0, loss, 0.0)
@@ -74,7 +74,7 @@ def softmax(
     ranking. Chen et al., "On Softmax Direct Preference Optimization for
     Recommendation" (https://arxiv.org/abs/2406.09215). See `Group`.
     """
-    margins = _hide(margins, where)
+    margins = hide(as_float(margins), where)
     return _link_of(link, -_logsumexp(-margins, where), margins, where)
 
 
@@ -85,7 +85,7 @@ def softmax_mean(
 
     Equal margins cost as much as one of them, whatever K is. See `Group`.
     """
-    margins = _hide(margins, where)
+    margins = hide(as_float(margins), where)
     count = jnp.maximum(_count(margins, where), 1)
     soft_min = jnp.log(count) - _logsumexp(-margins, where)
     return _link_of(link, soft_min, margins, where)
@@ -95,7 +95,7 @@ def hardest(
     margins: ArrayLike, link: Link, *, where: ArrayLike | None = None
 ) -> jax.Array:
     """The link of the smallest margin: `link(min_k m_k)`. See `Group`."""
-    margins = _hide(margins, where)
+    margins = hide(as_float(margins), where)
     if where is not None:
         margins = jnp.where(jnp.asarray(where, bool), margins, jnp.inf)
     return _link_of(link, jnp.min(margins, axis=-1), margins, where)
@@ -105,7 +105,7 @@ def mean_reward(
     margins: ArrayLike, link: Link, *, where: ArrayLike | None = None
 ) -> jax.Array:
     """The link of the mean margin: `link(mean_k m_k)`. See `Group`."""
-    margins = _hide(margins, where)
+    margins = hide(as_float(margins), where)
     return _link_of(link, masked_mean(margins, where, axis=-1), margins, where)
 
 
@@ -123,20 +123,12 @@ def plackett_luce(scores: ArrayLike, *, where: ArrayLike | None = None) -> jax.A
     Returns:
       `[...]` losses; 0 where no response counts.
     """
-    scores = _hide(scores, where)
+    scores = hide(as_float(scores), where)
     where = None if where is None else jnp.asarray(where, bool)
     if where is not None:  # Not minus infinity: its differences would be NaN.
         scores = jnp.where(where, scores, jnp.finfo(scores.dtype).min / 2)
     remaining = jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
     return jnp.sum(remaining - scores, axis=-1, where=where)
-
-
-def _hide(margins: ArrayLike, where: ArrayLike | None) -> jax.Array:
-    """Zeroes what does not count before the link: a NaN there has no gradient."""
-    margins = as_float(margins)
-    if where is None:
-        return margins
-    return jnp.where(jnp.asarray(where, bool), margins, 0.0)
 
 
 def _count(margins: jax.Array, where: ArrayLike | None) -> jax.Array:
@@ -157,7 +149,5 @@ def _link_of(
     link: Link, margin: jax.Array, margins: jax.Array, where: ArrayLike | None
 ) -> jax.Array:
     """The link of the one margin that stands for the group; 0 for an empty one."""
-    if where is None:
-        return link(margin)
-    some = _count(margins, where) > 0
-    return jnp.where(some, link(jnp.where(some, margin, 0.0)), 0.0)
+    some = None if where is None else _count(margins, where) > 0
+    return masked_loss(link, some, margin)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from prefchat_jax.numerics import as_float, masked_mean
+from prefchat_jax.numerics import as_float, hide, masked_mean
 
 
 def token_logps(
@@ -27,14 +27,14 @@ def token_logps(
       `[..., T]` log-probabilities; 0 where `where` is false.
     """
     logits, targets = as_float(logits), jnp.asarray(targets)
-    targets = _or_zero(targets, where)
-    logits = _or_zero(logits, where, axis=-1)
+    targets = hide(targets, where)
+    logits = hide(logits, where, axis=-1)
     hit = jnp.take_along_axis(logits, jnp.expand_dims(targets, -1), axis=-1)
     # As exact as a log-softmax, and [..., V] log-probabilities are never stored.
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     log_sum = jnp.log(jnp.sum(jnp.exp(logits - peak), axis=-1, keepdims=True))
     logps = jnp.squeeze(hit - peak - log_sum, -1)
-    return _or_zero(logps, where)
+    return hide(logps, where)
 
 
 def chunked_token_logps(
@@ -82,7 +82,7 @@ def chunked_token_logps(
         return token_logps(logits, target, where=counts)
 
     tokens = (
-        _or_zero(hidden, where, axis=-1).reshape(-1, hidden.shape[-1]),
+        hide(hidden, where, axis=-1).reshape(-1, hidden.shape[-1]),
         targets.reshape(-1),
         where.reshape(-1),
     )
@@ -134,15 +134,6 @@ def log_collision(logits: ArrayLike, *, where: ArrayLike | None = None) -> jax.A
     Returns:
       `[..., T]` values in `[-log V, 0]`; 0 where `where` is false.
     """
-    logits = _or_zero(as_float(logits), where, axis=-1)
+    logits = hide(as_float(logits), where, axis=-1)
     collisions = jax.nn.logsumexp(2 * jax.nn.log_softmax(logits), axis=-1)
-    return _or_zero(collisions, where)
-
-
-def _or_zero(
-    values: jax.Array, where: ArrayLike | None, *, axis: int | tuple = ()
-) -> jax.Array:
-    """`values` where `where` is true; `axis` is what `where` lacks."""
-    if where is None:
-        return values
-    return jnp.where(jnp.expand_dims(where, axis), values, 0)
+    return hide(collisions, where)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from prefchat_jax.losses import links
-from prefchat_jax.numerics import as_float, bounded_expm1, log1mexp, masked_loss
+from prefchat_jax.numerics import as_float, bounded_expm1, hide, log1mexp, masked_loss
 
 
 def log_odds(mean_logps: ArrayLike) -> jax.Array:
@@ -84,7 +84,7 @@ def orpo(
     """
     nll = -as_float(chosen_mean_logps) if chosen_nll is None else as_float(chosen_nll)
     preference = odds_ratio(chosen_mean_logps, rejected_mean_logps, where=where)
-    return masked_loss(lambda x: x, where, nll) + jnp.asarray(beta) * preference
+    return hide(nll, where) + jnp.asarray(beta) * preference
 
 
 def simpo(

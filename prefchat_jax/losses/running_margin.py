@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from prefchat_jax.losses.links import target_logistic
-from prefchat_jax.numerics import as_float, masked_loss, masked_mean
+from prefchat_jax.numerics import as_float, hide, masked_loss, masked_mean
 
 _SMALLEST_STD = 1e-8  # Below it the margins are equal but for rounding: z is 0.
 
@@ -144,9 +144,8 @@ def lmpo_offset(
     Returns:
       `[...]` z-scores, 0 where `where` is false, and the new state.
     """
-    raw = as_float(raw_margins)
-    if where is not None:
-        raw = jnp.where(where, raw, 0.0)
+    where = None if where is None else jnp.asarray(where, bool)
+    raw = hide(as_float(raw_margins), where)
     mean = masked_mean(raw, where)
     count = jnp.sum(jnp.ones_like(raw), where=where)
     squares = jnp.sum(jnp.square(raw - mean), where=where)

@@ -1,6 +1,6 @@
 """Catalogue: the names of preference objectives, groups and noise models. No JAX.
 
-`objective.py` has the functions of the same names; `prefchat losses` prints this.
+`preference.py` has the functions of the same names; `prefchat losses` prints this.
 """
 
 from typing import NamedTuple
