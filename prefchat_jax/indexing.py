@@ -9,11 +9,12 @@ import numpy as np
 from prefchat_jax.chat.store import NO_BUCKET, ResponseStore
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
+from prefchat_jax.files import write_aside
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.text.dialogue import Example, Turn
 from prefchat_jax.text.features import Bags, Featurizer
 from prefchat_jax.training.checkpoints import fingerprint, load_model
-from prefchat_jax.training.run_directory import RunDirectory, write_aside
+from prefchat_jax.training.run_directory import RunDirectory
 
 
 def index(

@@ -21,7 +21,8 @@ def _write(path, *rows):
 
 
 def _example(text, response="r", label=None, group=None):
-    return Example((Turn("user", text),), response, label, None, group)
+    groups = () if group is None else (group,)
+    return Example((Turn("user", text),), response, label, None, groups)
 
 
 @pytest.mark.parametrize("user", ["user", "prompt", "input", "question", "instruction"])
@@ -68,14 +69,15 @@ def test_unusable_rows_are_counted_with_their_places(tmp_path):
     rows = [{"user": "q"}] * 6 + [{"assistant": "r"}, {"user": "q", "label": "x"}]
     records = read_records([_write(tmp_path / "a.jsonl", *rows)])
     assert len(records.examples) == 1 and records.unusable == 7
-    assert [p.rsplit(":")[-1] for p in records.unusable_places] == list("12345")
+    places = [place.rsplit(":")[-1] for place in records.unusable_places]
+    assert places == [f"{n} (neither a reply nor a label)" for n in range(1, 6)]
     assert "7 rows left out" in records.notice() and records.notice().endswith("...")
 
 
 def test_integral_floats_are_labels_and_group_zero_is_a_group(tmp_path):
     row = {"user": "q", "assistant": "r", "label": 3.0, "group": 0}
     (example,) = read_records([_write(tmp_path / "a.jsonl", row)]).examples
-    assert example.label == 3 and example.group == 0
+    assert example.label == 3 and example.groups == ("0",)
 
 
 @pytest.mark.parametrize("label", [-1, "oos", "out_of_scope"])
@@ -104,7 +106,7 @@ def test_rows_without_a_label_among_labelled_ones_are_left_out_aloud():
 
 def test_an_unknown_label_names_its_place():
     buckets = Buckets(("a", "b"), given=True)
-    row = Example((Turn("user", "q"),), "r", "c", None, None, "f.jsonl:7")
+    row = Example((Turn("user", "q"),), "r", "c", where="f.jsonl:7")
     with pytest.raises(UserError, match=r"f\.jsonl:7: label 'c' is not one of the 2"):
         buckets.numbers([row])
 
@@ -215,5 +217,5 @@ def test_a_source_is_the_annotator_or_the_data_set_or_the_file(tmp_path):
     row = {"user": "q", "assistant": "a", "label": "x"}
     named = [{"annotator": "ann", "source": "set"}, {"source": "set"}, {}]
     path.write_text("".join(json.dumps(row | extra) + "\n" for extra in named))
-    sources = [example.source for example in read_records([path]).examples]
+    sources = [example.labeller for example in read_records([path]).examples]
     assert sources == ["ann", "set", str(path)]

@@ -9,10 +9,12 @@ import prefchat_jax
 
 LAYERS = [
     "errors",
+    "files",
     "numerics",
     "losses",
     "text",
     "datasets",
+    "building",
     "models",
     "training",
     "chat",

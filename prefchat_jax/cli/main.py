@@ -14,6 +14,7 @@ from prefchat_jax.errors import UserError
 # Command: what it does. Each lives in the module of its name.
 COMMANDS = {
     "demo": "train on the shipped corpus, show figures, open a chat",
+    "build": "many JSONL corpora to one clean corpus and a report",
     "finetune": "train on your JSONL corpus and write a run directory",
     "chat": "talk to a run",
     "evaluate": "accuracy, macro-F1, replies and refusals on a JSONL file",

@@ -21,7 +21,7 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws validation rows by whole groups.
 
-    Rows of one group (`Example.group`, or the user's text without case,
+    Rows of one group (`Example.groups`, or the user's text without case,
     punctuation and order of words) stay together, so that a copy of a training
     row never validates. `stratified` draws the fraction from every class, at
     least one group from a class that has two; `random` ignores classes.
@@ -56,7 +56,7 @@ def split_rows(
 def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
     """Numbers rows so that equal groups, or equal texts, have equal numbers.
 
-    A row with an explicit group joins all rows of that group and all rows of
+    A row with explicit groups joins all rows of those groups and all rows of
     its text, so the numbers are connected components.
     """
     parent: dict[tuple[str, str], tuple[str, str]] = {}
@@ -71,8 +71,8 @@ def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
     keys = []
     for example in examples:
         key = ("text", _normal_form(example))
-        if example.group is not None:
-            parent[root(key)] = root(("group", str(example.group)))
+        for group in example.groups:
+            parent[root(key)] = root(("group", group))
         keys.append(key)
     numbers: dict[tuple[str, str], int] = {}
     return np.array([numbers.setdefault(root(key), len(numbers)) for key in keys])

@@ -5,6 +5,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 ROLES = ("user", "assistant", "system", "tool")
+# The same roles under the names that other tools give them.
+ROLE_NAMES = {role: role for role in ROLES} | {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "agent": "assistant",
+    "developer": "system",
+    "function": "tool",
+}
 
 
 class Turn(NamedTuple):
@@ -17,8 +27,7 @@ class Turn(NamedTuple):
 Context = Sequence[Turn]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """One training row: a context and the reply that was given.
 
     Attributes:
@@ -26,19 +35,26 @@ class Example:
       response: the reply, or `""` for a row that only carries a label.
       label: the bucket as written in the file (`str` or `int`), or None.
       intent: a readable name of the label, if the file has one.
-      group: rows of one group stay on one side of a split; None means that
-        the text of the user's message decides.
-      source: who labelled it: the row's `annotator`, or `source`, or its file.
+      groups: rows that share one stay on one side of a split, as do rows whose
+        user's message is the same.
       where: `file:line`, for messages about this row.
+      source: the row's `source`, or its file.
+      annotator: who labelled it, if the row says so.
     """
 
     context: tuple[Turn, ...]
     response: str
     label: str | int | None = None
     intent: str | None = None
-    group: str | None = None
+    groups: tuple[str, ...] = ()
     where: str = ""
     source: str = ""
+    annotator: str = ""
+
+    @property
+    def labeller(self) -> str:
+        """Who is to be trusted for the label: a person, a data set, or a file."""
+        return self.annotator or self.source
 
     @property
     def question(self) -> str:

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from prefchat_jax.text.dialogue import Context, Turn, TurnWeights, weighted_turns
+from prefchat_jax.text.hashing import PRIME, finish, token_hashes
 
 HASH_VERSION = 1  # Raise it when the same text would get other ids.
 
 _BLOCK = 512  # Contexts hashed at once: keeps the buffers inside the cache.
 _SEPARATOR = "\0"
-_PRIME = np.uint32(0x9E3779B1)
-_MIX = np.uint32(0x85EBCA6B)
 _WORD_SALT = np.uint32(0x27D4EB2F)
 _PAIR_SALT = np.uint32(0x165667B1)
 
@@ -238,13 +237,13 @@ def _hash_ngrams(
 def _char_ngrams(buffer, ends, text_of_byte, lengths):
     """Rolling polynomial hashes of every byte window that stays in its text."""
     codes = buffer.astype(np.uint32) + np.uint32(1)
-    rolling, crosses = codes * _PRIME, ends
+    rolling, crosses = codes * PRIME, ends
     for length in range(2, max(lengths, default=0) + 1):
-        rolling = rolling[:-1] * _PRIME + codes[length - 1 :]
+        rolling = rolling[:-1] * PRIME + codes[length - 1 :]
         crosses = crosses[:-1] | ends[length - 1 :]
         if length in lengths:
             inside = np.flatnonzero(~crosses)
-            yield text_of_byte[inside], _finish(rolling[inside])
+            yield text_of_byte[inside], finish(rolling[inside])
 
 
 def _word_ngrams(buffer, text_of_byte):
@@ -255,23 +254,12 @@ def _word_ngrams(buffer, text_of_byte):
     starts = np.flatnonzero(is_start)
     if not len(starts):
         return
-    token_of_byte = np.maximum(np.cumsum(is_start) - 1, 0)
-    offset = (np.arange(len(buffer)) - starts[token_of_byte]).astype(np.uint32)
-    codes = _finish((buffer.astype(np.uint32) + np.uint32(1)) * _PRIME + offset * _MIX)
-    codes[~(is_word | is_mark)] = 0
-    words = _finish(np.add.reduceat(codes, starts, dtype=np.uint32) ^ _WORD_SALT)
+    words = finish(token_hashes(buffer, starts, is_word | is_mark) ^ _WORD_SALT)
     texts = text_of_byte[starts]
     yield texts, words
     same = texts[1:] == texts[:-1]
-    pairs = _finish((words[:-1] * _PRIME + words[1:]) ^ _PAIR_SALT)
+    pairs = finish((words[:-1] * PRIME + words[1:]) ^ _PAIR_SALT)
     yield texts[1:][same], pairs[same]
-
-
-def _finish(hashes: np.ndarray) -> np.ndarray:
-    """Spreads the entropy of 32-bit hashes to their high bits."""
-    hashes = (hashes ^ (hashes >> np.uint32(15))) * _MIX
-    hashes = (hashes ^ (hashes >> np.uint32(13))) * _PRIME
-    return hashes ^ (hashes >> np.uint32(16))
 
 
 def _word_bytes() -> np.ndarray:

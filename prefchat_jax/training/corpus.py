@@ -62,7 +62,7 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         else Featurizer.fit(contexts, features)
     )
     labels = labelled.numbers[train]
-    sources = [row.source for row in train_rows]
+    sources = [row.labeller for row in train_rows]
     if config.learn_from_responses:
         more, more_labels = response_rows(
             train_rows, labels, limit=len(train_rows), seed=config.seed

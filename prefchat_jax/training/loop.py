@@ -14,10 +14,11 @@ import numpy as np
 
 from prefchat_jax.datasets.sampling import EpochPlan, Plan
 from prefchat_jax.errors import UserError
+from prefchat_jax.files import write_aside
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.training.checkpoints import Checkpoints
 from prefchat_jax.training.noise import re_po
-from prefchat_jax.training.run_directory import RunDirectory, write_aside
+from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import (
     Recipe,
     Rows,

@@ -10,44 +10,21 @@ metrics.jsonl      one line for every chunk of training steps and every epoch
 ```
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from prefchat_jax.errors import UserError
+from prefchat_jax.files import write_aside
 from prefchat_jax.text.dialogue import TurnWeights
 from prefchat_jax.text.features import HASH_VERSION, FeatureConfig, Featurizer
 
-os.umask(_UMASK := os.umask(0))  # The only way to read it is to set it.
-
 FORMAT = 2  # Raise it when an older package could not read what is written.
-
-
-@contextlib.contextmanager
-def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path that replaces `path` when the block succeeds.
-
-    A reader sees the old file or the new one, never a part, also when the disk
-    fills up or the process dies.
-    """
-    path = pathlib.Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield pathlib.Path(name)
-        os.chmod(name, 0o666 & ~_UMASK)  # mkstemp lets nobody else read.
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Building: many JSONL corpora in, one clean corpus and a report out."""

@@ -1,0 +1,163 @@
+"""Inputs: files and folders to pieces of lines that processes can share."""
+
+import gzip
+import hashlib
+import os
+import pathlib
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from prefchat_jax.errors import UserError
+
+LONGEST_LINE = 2**24
+PIECE = 2**23  # Bytes of one piece; fixed, so that a build can be taken up again.
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+
+
+class Piece(NamedTuple):
+    """Lines of one file that begin in a range of its bytes.
+
+    Attributes:
+      number: place of the file among all, and of the piece in the file.
+      path: the file.
+      source: what its rows are called, if they do not say.
+      start: first byte.
+      end: byte after the last, or None for a file that is read from its start.
+      stamp: size and time of the file, to see whether it has changed.
+    """
+
+    number: tuple[int, int]
+    path: str
+    source: str
+    start: int
+    end: int | None
+    stamp: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """A file name that sorts as the pieces do."""
+        return f"{self.number[0]:05d}-{self.number[1]:06d}"
+
+
+def find_inputs(
+    paths: Sequence[str | os.PathLike], *, skip_missing: bool, apart: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The files that paths name, each once, and the paths that do not exist.
+
+    Args:
+      paths: files, and folders that are searched for JSONL files, in order.
+      skip_missing: whether a path may be missing.
+      apart: files that a folder may hold but that are no inputs: the outputs.
+
+    Raises:
+      UserError: a path is missing, is an output, or a folder has no JSONL file.
+    """
+    outputs = {pathlib.Path(path).resolve() for path in apart}
+    files: dict[pathlib.Path, str] = {}
+    missing = []
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES))
+            inside = [p for p in inside if p.resolve() not in outputs]
+            if not inside:
+                raise UserError(f"{path}: the folder holds no .jsonl or .jsonl.gz.")
+        elif path.exists():
+            if path.resolve() in outputs:
+                raise UserError(f"{path} is an input and the output: name another.")
+            inside = [path]
+        elif skip_missing:
+            missing.append(str(path))
+            continue
+        else:
+            raise UserError(
+                f"{path}: no such file. Check the path, or give --skip_missing_inputs."
+            )
+        for file in inside:
+            files.setdefault(file.resolve(), str(file))
+    if not files:
+        raise UserError("None of the inputs exists: there is nothing to build from.")
+    return list(files.values()), missing
+
+
+def source_names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of paths, without suffix, that tell them apart.
+
+    No folder of this machine gets into the corpus unless it has to.
+    """
+    parts = [pathlib.PurePath(path).parts for path in paths]
+    names = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        length = 1
+        while length < len(own) and any(
+            _stem(other[-length:]) == _stem(own[-length:]) for other in others
+        ):
+            length += 1
+        names.append(_stem(own[-length:]))
+    return names
+
+
+def pieces_of(number: int, path: str, source: str, *, whole: bool) -> list[Piece]:
+    """Cuts a file into pieces; a `.gz` file, or a `whole` one, is one piece."""
+    stat = os.stat(path)
+    stamp = stat.st_size, stat.st_mtime_ns
+    if whole or path.endswith(".gz"):
+        return [Piece((number, 0), path, source, 0, None, stamp)]
+    starts = range(0, max(stat.st_size, 1), PIECE)
+    return [
+        Piece((number, i), path, source, start, start + PIECE, stamp)
+        for i, start in enumerate(starts)
+    ]
+
+
+def read_lines(piece: Piece) -> Iterator[bytes | None]:
+    """The lines of a piece, stripped; None for one that is too long to be a row.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    opener = gzip.open if piece.path.endswith(".gz") else open
+    place, end = piece.start, float("inf") if piece.end is None else piece.end
+    try:
+        with opener(piece.path, "rb") as file:
+            if place:  # A line that began before belongs to the piece before.
+                file.seek(place - 1)
+                place += _skip_line(file) - 1
+            while place < end and (line := file.readline(LONGEST_LINE)):
+                place += len(line)
+                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                    place += _skip_line(file)
+                    yield None
+                else:
+                    yield line.strip().removeprefix(b"\xef\xbb\xbf")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{piece.path} is a damaged gzip file: {error}. Mend it or leave it out."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{piece.path}: {error.strerror}. Check the file.") from error
+
+
+def sha256(path: str) -> str:
+    """The digest that `sha256sum` prints."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stem(parts: Sequence[str]) -> str:
+    name = "/".join(parts)
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _skip_line(file) -> int:
+    """Reads to the end of a line; returns the bytes read."""
+    read = 0
+    while part := file.readline(LONGEST_LINE):
+        read += len(part)
+        if part.endswith(b"\n"):
+            break
+    return read

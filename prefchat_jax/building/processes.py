@@ -1,0 +1,78 @@
+"""Processes: a function over many arguments, on one core or on several."""
+
+import concurrent.futures
+import contextlib
+import gc
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from prefchat_jax.errors import UserError
+
+Result = TypeVar("Result")
+
+
+class Processes:
+    """Worker processes; with one, the work is done in this process.
+
+    They are started by `spawn`, which is safe beside the threads of JAX.
+
+    Args:
+      count: how many work at once.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        self._pool = (
+            concurrent.futures.ProcessPoolExecutor(
+                count, multiprocessing.get_context("spawn"), initializer=gc.disable
+            )
+            if count > 1
+            else None
+        )
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def each(
+        self, function: Callable[..., Result], calls: Iterable[tuple]
+    ) -> Iterator[tuple[int, Result]]:
+        """Yields the number of each call and its result, as they come.
+
+        Raises:
+          UserError: a process died.
+        """
+        if not self._pool:
+            for number, arguments in enumerate(calls):
+                with _no_garbage_collection():
+                    result = function(*arguments)
+                yield number, result
+            return
+        waiting = {
+            self._pool.submit(function, *arguments): number
+            for number, arguments in enumerate(calls)
+        }
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                yield waiting[done], done.result()
+        except concurrent.futures.BrokenExecutor as error:
+            raise UserError(
+                "A worker process died, perhaps for want of memory: lower --max_memory "
+                "or --workers. What is done stays done; run the command again."
+            ) from error
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Rows hold no cycles, and looking for some takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

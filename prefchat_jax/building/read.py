@@ -1,0 +1,156 @@
+"""Read: every piece of every input to parts, unless an earlier build has read it."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from prefchat_jax.building.describe import ScanSettings
+from prefchat_jax.building.inputs import Piece, pieces_of, sha256, source_names
+from prefchat_jax.building.parts import Part, WorkFolder
+from prefchat_jax.building.processes import Processes
+from prefchat_jax.building.scan import scan_piece
+from prefchat_jax.building.tally import Tally
+
+
+class Progress(Protocol):
+    """Hears how far a build is."""
+
+    def notice(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """A step begins; `total` bytes, if it has a size."""
+
+    def advance(self, done: int, rows: int) -> None:
+        """Bytes and rows are through."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def notice(self, text: str) -> None:
+        """Nothing."""
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, rows: int) -> None:
+        """Nothing."""
+
+
+class InputFile(NamedTuple):
+    """An input, as the report has it."""
+
+    path: str
+    bytes: int
+    lines: int
+    sha256: str
+
+
+class Corpora(NamedTuple):
+    """All that was read.
+
+    Attributes:
+      parts: in the order of the inputs; those of held-out files come first.
+      holdout_rows: how many rows the held-out files have.
+      files: the inputs, and the held-out files.
+      tally: counts of the inputs.
+    """
+
+    parts: list[Part]
+    holdout_rows: int
+    files: list[InputFile]
+    holdout_files: list[InputFile]
+    tally: Tally
+
+
+def read(
+    inputs: Sequence[str],
+    holdout: Sequence[str],
+    folder: WorkFolder,
+    settings: ScanSettings,
+    processes: Processes,
+    progress: Progress,
+) -> Corpora:
+    """Scans the inputs and the held-out files.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    whole = settings.max_rows is not None
+    paths = [*holdout, *inputs]
+    pieces = [
+        piece
+        for number, (path, source) in enumerate(
+            zip(paths, source_names(paths), strict=True)
+        )
+        for piece in pieces_of(
+            number, path, source, whole=whole and number >= len(holdout)
+        )
+    ]
+    parts = _scan(pieces, len(holdout), folder, settings, processes, progress)
+    digests = dict(processes.each(sha256, [(path,) for path in paths]))
+    lines, files, tally = [0] * len(paths), [], Tally()
+    for piece, of_piece in zip(pieces, parts, strict=True):
+        number = piece.number[0]
+        for part in of_piece:
+            if number >= len(holdout):
+                tally.add(_tally(part), piece.path, lines[number])
+        lines[number] += sum(part.figures["lines"] for part in of_piece)
+    for number, path in enumerate(paths):
+        size = pathlib.Path(path).stat().st_size
+        files.append(InputFile(path, size, lines[number], digests[number]))
+    split = sum(piece.number[0] < len(holdout) for piece in pieces)
+    held = [part for of_piece in parts[:split] for part in of_piece]
+    return Corpora(
+        [part for of_piece in parts for part in of_piece],
+        sum(part.rows for part in held),
+        files[len(holdout) :],
+        files[: len(holdout)],
+        tally,
+    )
+
+
+def _scan(
+    pieces: Sequence[Piece],
+    holdouts: int,
+    folder: WorkFolder,
+    settings: ScanSettings,
+    processes: Processes,
+    progress: Progress,
+) -> list[list[Part]]:
+    """The parts of each piece."""
+    sizes = [
+        min(piece.end or piece.stamp[0], piece.stamp[0]) - piece.start
+        for piece in pieces
+    ]
+    progress.step("reading", sum(sizes))
+    found = [folder.finished(piece) for piece in pieces]
+    todo = [number for number, parts in enumerate(found) if parts is None]
+    if found and len(todo) < len(pieces):
+        done = {piece.number[0] for piece in pieces} - {
+            pieces[number].number[0] for number in todo
+        }
+        progress.notice(f"goes on where it was stopped: {len(done)} files are read")
+    for number, parts in enumerate(found):
+        if parts is not None:
+            progress.advance(sizes[number], sum(part.rows for part in parts))
+    calls = [
+        (
+            pieces[number],
+            str(folder.path),
+            settings,
+            pieces[number].number[0] < holdouts,
+        )
+        for number in todo
+    ]
+    for call, parts in processes.each(scan_piece, calls):
+        number = todo[call]
+        folder.finish(pieces[number], parts)
+        found[number] = parts
+        progress.advance(sizes[number], sum(part.rows for part in parts))
+    return [parts or [] for parts in found]
+
+
+def _tally(part: Part) -> Tally:
+    return Tally(**part.figures)

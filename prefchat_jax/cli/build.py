@@ -1,0 +1,113 @@
+"""`prefchat build`."""
+
+import shlex
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from prefchat_jax.building.config import BuildConfig
+from prefchat_jax.cli import flags
+from prefchat_jax.cli.console import output, table
+
+
+def main(argv: Sequence[str]) -> None:
+    """Builds a corpus and says what is left of the rows."""
+    config = flags.parse(BuildConfig, "build", argv)
+    from prefchat_jax.building import report
+    from prefchat_jax.building.build import build
+
+    console = output()
+    with BuildProgress(console) as progress:
+        command = f"prefchat build {shlex.join(argv)}"
+        made = build(config, progress, command)
+    show(made, console)
+    print_line = lambda text: console.print(text, highlight=False, soft_wrap=True)
+    for file in made["written"]:
+        print_line(f"{file['rows']:,} rows in {file['path']}")
+    print_line(f"report: {report.outputs(config.output).html}")
+    if made["rows"]["kept"]:
+        print_line(f"next: prefchat finetune --data {config.output} --output RUN")
+
+
+def show(report: dict, console: Console) -> None:
+    """Prints what came in and what went, by source and by reason."""
+    rows = report["rows"]
+    sources = [
+        [
+            name,
+            f"{source['in']:,}",
+            f"{source['kept'] + source['pairs']:,}",
+        ]
+        for name, source in report["sources"].items()
+    ]
+    title = (
+        f"{rows['in']:,} rows in {report['seconds']:.1f} s, "
+        f"{report['rows_per_second']:,} rows/s"
+    )
+    console.print(table(title, ["source", "in", "kept"], sources))
+    dropped = [
+        [name.replace("_", " "), f"{reason['rows']:,}"]
+        for name, reason in report["reasons"].items()
+    ]
+    if dropped:
+        console.print(table("dropped", ["reason", "rows"], dropped))
+    for place, words in report["unusable"][:3]:
+        console.print(f"note: {place} {words}", highlight=False, soft_wrap=True)
+
+
+class BuildProgress:
+    """Shows bytes, rows a second and time left while a corpus is built.
+
+    Args:
+      console: where to.
+    """
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=None, figures="")
+        self._rows = 0
+
+    def __enter__(self) -> "BuildProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def notice(self, text: str) -> None:
+        """A line that the user should know."""
+        self._console.print(f"note: {text}", highlight=False, soft_wrap=True)
+
+    def step(self, name: str, total: int | None = None) -> None:
+        """A step begins."""
+        if not self._console.is_terminal:
+            self._console.print(name, highlight=False)
+        self._bar.reset(self._task, description=name, total=total, figures="")
+
+    def advance(self, done: int, rows: int) -> None:
+        """Bytes and rows are through."""
+        self._rows += rows
+        task = self._bar.tasks[0]
+        rate = self._rows / task.elapsed if task.elapsed else 0
+        self._bar.update(
+            self._task,
+            advance=done,
+            figures=f"{self._rows:,} rows, {rate:,.0f} rows/s",
+        )

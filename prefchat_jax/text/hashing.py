@@ -1,0 +1,130 @@
+"""Hashes of words in one byte buffer, so that no Python runs for a word."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+PRIME = np.uint32(0x9E3779B1)
+MIX = np.uint32(0x85EBCA6B)
+
+
+def byte_buffer(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Lower-case UTF-8 of all texts, each ended by a zero byte, and their starts.
+
+    Returns:
+      uint8 `[bytes]` and int64 `[texts]`.
+    """
+    joined = "\0".join(texts)
+    if joined.count("\0") != len(texts) - 1:
+        joined = "\0".join(text.replace("\0", "\x01") for text in texts)
+    data = f"{joined}\0".lower().encode("utf-8", "replace") if texts else b""
+    buffer = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(buffer == 0)
+    return buffer, np.append(0, ends[:-1] + 1)[: len(texts)]
+
+
+def finish(hashes: np.ndarray) -> np.ndarray:
+    """Spreads the entropy of 32-bit hashes to their high bits."""
+    hashes = (hashes ^ (hashes >> np.uint32(15))) * MIX
+    hashes = (hashes ^ (hashes >> np.uint32(13))) * PRIME
+    return hashes ^ (hashes >> np.uint32(16))
+
+
+def token_hashes(
+    buffer: np.ndarray, starts: np.ndarray, is_inside: np.ndarray
+) -> np.ndarray:
+    """One uint32 hash for each token, whatever comes after it.
+
+    Args:
+      buffer: uint8 bytes.
+      starts: `[tokens]` where each token begins, ascending.
+      is_inside: bool `[bytes]` whether a byte belongs to the token that began last.
+    """
+    lengths = np.diff(np.append(starts, len(buffer)))
+    first = np.repeat(starts.astype(np.uint32), lengths)
+    offset = np.arange(starts[0], len(buffer), dtype=np.uint32) - first
+    codes = buffer[starts[0] :].astype(np.uint32) + np.uint32(1)
+    codes = finish(codes * PRIME + offset * MIX)
+    codes[~is_inside[starts[0] :]] = 0
+    return np.add.reduceat(codes, starts - starts[0], dtype=np.uint32)
+
+
+def word_hashes(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the words of lower-case UTF-8 begin, and their uint32 hashes.
+
+    Letters and digits make words; in scripts that set no spaces between words,
+    such as Chinese, each character is one. Marks are no words. A hash is a
+    polynomial of the bytes, so that the difference of two running sums gives it.
+    """
+    is_word = is_byte(buffer, _IS_WORD)
+    for lead, length in _MARK_LEADS:
+        marks = np.flatnonzero(buffer == lead)
+        for after in range(1, length):
+            is_word[marks + after] = False
+    edges = is_word[1:] != is_word[:-1]
+    is_start = np.append(is_word[:1], edges & is_word[1:])
+    is_end = np.append(edges & is_word[:-1], is_word[-1:])
+    if buffer.size and buffer.max() >= _ALONE_FROM:
+        leads = np.flatnonzero(is_byte(buffer, _IS_ALONE))
+        between = np.zeros(len(buffer), bool)
+        between[leads] = between[leads + 3 + (buffer[leads] >= 0xF0)] = True
+        between[1:] &= is_word[1:] & is_word[:-1]
+        is_start |= between
+        is_end |= np.append(between[1:], False)
+    starts, ends = np.flatnonzero(is_start), np.flatnonzero(is_end) + 1
+    powers, inverse_powers = _powers(len(buffer))
+    sums = np.zeros(len(buffer) + 1, np.uint64)
+    np.cumsum((buffer + np.uint64(1)) * powers, out=sums[1:])
+    hashes = (sums[ends] - sums[starts]) * inverse_powers[starts]
+    return starts, finish((mix(hashes) >> np.uint64(32)).astype(np.uint32))
+
+
+def mix(keys: np.ndarray) -> np.ndarray:
+    """Spreads 64-bit keys (the finisher of SplitMix64, Steele et al., 2014)."""
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
+def is_byte(buffer: np.ndarray, table: bytes) -> np.ndarray:
+    """bool `[bytes]`: the entry of each byte in a table of 256 zeros and ones."""
+    return np.frombuffer(buffer.tobytes().translate(table), bool).copy()
+
+
+def byte_table(*values: Iterable[int]) -> bytes:
+    """A table for `is_byte` with ones at the values."""
+    table = bytearray(256)
+    for value in itertools.chain(*values):
+        table[value] = 1
+    return bytes(table)
+
+
+@functools.lru_cache(maxsize=1)
+def _all_powers(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Powers of an odd number modulo 2**64, and of its inverse."""
+    powers = np.ones((2, size), np.uint64)
+    powers[:, 1:] = np.array([[_BASE], [pow(_BASE, -1, 2**64)]], np.uint64)
+    np.multiply.accumulate(powers, axis=1, out=powers)
+    return powers[0], powers[1]
+
+
+def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
+    powers, inverse = _all_powers(1 << size.bit_length())
+    return powers[:size], inverse[:size]
+
+
+_BASE = 0x9E3779B97F4A7C15
+# Bytes that begin a character of three or four bytes, which is a word by itself.
+_IS_ALONE = byte_table(range(0xE0, 0xE2), range(0xE3, 0xF5))
+_ALONE_FROM = 0xE0
+# U+0080 to U+00BF and U+2000 to U+2FFF are marks: no word byte leads them, and
+# their other bytes must not count either.
+_MARK_LEADS = ((0xC2, 2), (0xE2, 3))
+_IS_WORD = byte_table(
+    b"abcdefghijklmnopqrstuvwxyz0123456789_",
+    range(0x80, 0xC2),
+    range(0xC3, 0xE2),
+    range(0xE3, 0xF5),
+)
