@@ -91,8 +91,15 @@ def describe(
 
 
 def texts_of(examples: Iterable[Example]) -> list[str]:
-    """Context, reply, context, reply, ..."""
-    return [text for e in examples for text in (text_of_context(e.context), e.response)]
+    """Context, reply, context, reply, ...; without a reply the label stands for it.
+
+    So one question under two labels is no duplicate.
+    """
+    return [
+        text
+        for e in examples
+        for text in (text_of_context(e.context), e.response or f"label {e.label}")
+    ]
 
 
 def chat_row(example: Example) -> Row:
