@@ -67,10 +67,10 @@ def build(
         repeated = None if config.allow_duplicates else drop_duplicates(rows, job)
         originals = len(rows)
         rows = _to_target(rows, job, progress)
-    if not rows.count() and not pairs.count():
-        raise UserError(report.nothing_left(corpora.tally))
-    progress.step("writing")
     figures = report.Figures(corpora, rows, pairs, originals, repeated, contradictions)
+    if not rows.count() and not pairs.count():
+        raise UserError(report.nothing_left(figures))
+    progress.step("writing")
     written = []
     if rows.count():
         augmented = config.augments

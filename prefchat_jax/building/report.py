@@ -16,7 +16,6 @@ from prefchat_jax.building.config import BuildConfig
 from prefchat_jax.building.duplicates import Pairs
 from prefchat_jax.building.read import Corpora
 from prefchat_jax.building.table import KEPT, REASONS, Table
-from prefchat_jax.building.tally import Tally
 from prefchat_jax.building.write import Written
 from prefchat_jax.files import write_aside
 
@@ -125,21 +124,19 @@ def write(report: Report, paths: Outputs) -> None:
         aside.write_text(page.render(report), "utf-8")
 
 
-def nothing_left(tally: Tally) -> str:
+def nothing_left(figures: Figures) -> str:
     """One line about a build that would write an empty corpus."""
+    tally = figures.corpora.tally
     total = sum(tally.rows.values())
     if not total:
         return "The inputs hold no rows: give one JSON object a line."
-    counts: dict[str, int] = {}
-    for reasons in tally.dropped.values():
-        for reason, count in reasons.items():
-            counts[reason] = counts.get(reason, 0) + count
-    most = sorted(counts.items(), key=lambda item: -item[1])
-    words = ", ".join(f"{count} {reason}" for reason, count in most[:3])
-    where = f" (first: {tally.unusable[0][0]} {tally.unusable[0][1]})"
+    reasons = [
+        f"{reason['rows']} {name}" for name, reason in list(_reasons(figures).items())
+    ]
+    first = f" (first: {' '.join(tally.unusable[0])})" if tally.unusable else ""
     return (
-        f"None of {total} rows is left: {words}"
-        f"{where if tally.unusable else ''}. Mend the inputs, or see --skip_filters."
+        f"None of {total} rows is left: {', '.join(reasons[:3])}{first}. Mend the "
+        "inputs, or see --skip_filters."
     )
 
 

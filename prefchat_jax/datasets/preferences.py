@@ -133,7 +133,7 @@ def _reply(row: Row, key: str) -> list[Turn]:
 def _turns(value: Any, what: str) -> list[Turn]:
     if isinstance(value, list):
         return turns_of(value)
-    if isinstance(value, dict) and "role" in value:
+    if isinstance(value, dict) and ("role" in value or "from" in value):
         return turns_of([value])
     text = text_of(value)
     if not text:
