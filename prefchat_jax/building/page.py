@@ -220,13 +220,13 @@ def _files(report: dict[str, Any]) -> Iterable[str]:
         for file in report[kind]
     ]
     yield _table(
-        ("", "file", "bytes", "SHA-256"),
+        ("", "file", "bytes", "BLAKE2b (b2sum -l 256)"),
         (
             (
                 _safe(kind),
                 _safe(file["path"]),
                 _number(file["bytes"]),
-                f"<code>{file['sha256']}</code>",
+                f"<code>{file['blake2b']}</code>",
             )
             for kind, file in rows
         ),

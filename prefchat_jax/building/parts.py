@@ -124,7 +124,8 @@ class PartWriter:
             return
         self._files[kind].write(b"".join(lines))
         self._counts[kind] += len(lines)
-        self._blocks.append(columns)
+        sizes = np.fromiter(map(len, lines), np.uint32, len(lines))
+        self._blocks.append({f"{kind}_size": sizes, **columns})
 
     @property
     def size(self) -> int:

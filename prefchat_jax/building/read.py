@@ -1,11 +1,12 @@
 """Read: every piece of every input to parts, unless an earlier build has read it."""
 
+import concurrent.futures
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from prefchat_jax.building.describe import ScanSettings
-from prefchat_jax.building.inputs import Piece, pieces_of, sha256, source_names
+from prefchat_jax.building.inputs import Piece, digest_of, pieces_of, source_names
 from prefchat_jax.building.parts import Part, WorkFolder
 from prefchat_jax.building.processes import Processes
 from prefchat_jax.building.scan import scan_piece
@@ -44,7 +45,7 @@ class InputFile(NamedTuple):
     path: str
     bytes: int
     lines: int
-    sha256: str
+    blake2b: str
 
 
 class Corpora(NamedTuple):
@@ -88,8 +89,9 @@ def read(
             number, path, source, whole=whole and number >= len(holdout)
         )
     ]
-    parts = _scan(pieces, len(holdout), folder, settings, processes, progress)
-    digests = dict(processes.each(sha256, [(path,) for path in paths]))
+    with concurrent.futures.ThreadPoolExecutor(1) as hasher:  # While others scan.
+        digests = [hasher.submit(digest_of, path) for path in paths]
+        parts = _scan(pieces, len(holdout), folder, settings, processes, progress)
     lines, files, tally = [0] * len(paths), [], Tally()
     for piece, of_piece in zip(pieces, parts, strict=True):
         number = piece.number[0]
@@ -99,7 +101,8 @@ def read(
         lines[number] += sum(part.figures["lines"] for part in of_piece)
     for number, path in enumerate(paths):
         size = pathlib.Path(path).stat().st_size
-        files.append(InputFile(path, size, lines[number], digests[number]))
+        digest = digests[number].result()
+        files.append(InputFile(path, size, lines[number], digest))
     split = sum(piece.number[0] < len(holdout) for piece in pieces)
     held = [part for of_piece in parts[:split] for part in of_piece]
     return Corpora(

@@ -144,9 +144,12 @@ class Scanner:
         if self._filters:
             look |= objectionable(buffer, starts, settings.limits)
         kept: list[Example] = []
+        changed = settings.personal_data == "mask"
         for (number, _), row, suspicious in zip(rows, examples, look, strict=True):
             if suspicious:
-                row = _normal(row)
+                normal = _normal(row)
+                changed |= normal != row
+                row = normal
             elif not self._may_go(row):
                 kept.append(row)
                 continue
@@ -156,7 +159,7 @@ class Scanner:
                 tally.drop(row.source, reason[0], number, reason[1], text)
             else:
                 kept.append(row)
-        if len(kept) < len(rows) or look.any() or settings.personal_data == "mask":
+        if changed or len(kept) < len(rows):
             buffer, starts = byte_buffer(texts_of(kept))
         lines = map(chat_row, kept)
         return describe(lines, kept, buffer, starts, settings, tally)

@@ -12,6 +12,7 @@ from prefchat_jax.text.hashing import byte_table, is_byte
 from prefchat_jax.text.sketches import TURN, owners
 
 _SPACE = ord(" ")
+_SLOTS = 512  # For the first two letters of a word.
 _LIKE_LENGTHS = 3  # Characters by which a question and its echo may differ.
 # Four bytes of each phrase that the filters look for: rare ones, since a row that
 # has them gets a closer look. (`[deleted]` has a sign.)
@@ -100,17 +101,17 @@ def _few_words(buffer: np.ndarray, starts: np.ndarray, limits: Limits) -> np.nda
     """Replies of few words, of many, or whose words begin in too few ways.
 
     Words that differ in their first two letters differ, so the number of those
-    beginnings is at most the number of distinct words.
+    beginnings, some of which share a slot, is at most that of distinct words.
     """
     gaps = np.flatnonzero((buffer == _SPACE) | (buffer == 0))
     begins = np.append(0, gaps[:-1] + 1)[: len(buffer)]
-    text = owners(begins, starts).astype(np.uint32)
-    pairs = (buffer[:-1].astype(np.uint32) << np.uint32(8)) | buffer[1:]
-    keys = (text << np.uint32(16)) | pairs[np.minimum(begins, len(pairs) - 1)]
-    keys.sort()
-    distinct = np.append(keys[:1] == keys[:1], keys[1:] != keys[:-1])
+    text = owners(begins, starts)
+    second = buffer[np.minimum(begins + 1, len(buffer) - 1)]
+    letters = (buffer[begins].astype(np.intp) << 4 ^ second) & (_SLOTS - 1)
+    seen = np.zeros((len(starts), _SLOTS), bool)
+    seen.reshape(-1)[text * _SLOTS + letters] = True
     words = np.bincount(text, minlength=len(starts))[1::2]
-    beginnings = np.bincount(text, distinct, minlength=len(starts))[1::2]
+    beginnings = np.count_nonzero(seen[1::2], axis=1)
     return (
         (words < limits.min_assistant_words)
         | (words > WINDOW)

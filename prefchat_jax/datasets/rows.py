@@ -24,6 +24,10 @@ _DIALOGUE = frozenset(DIALOGUE_KEYS)
 _PREFERENCE = frozenset(PREFERENCE_KEYS)
 _LABELS = frozenset(("label", "intent"))
 _GROUPS = frozenset(("group", "id", "parents"))
+# Without these a row with a user and an assistant is a plain pair, as most are.
+_OTHER = frozenset(
+    (*DIALOGUE_KEYS, *PREFERENCE_KEYS, *_LABELS, *_GROUPS, "history", "annotator")
+)
 
 Row = dict[str, Any]
 
@@ -72,6 +76,12 @@ def examples_of(row: Row, where: str, source: str = "") -> list[Example]:
     Raises:
       Unusable: a side is missing or has another form.
     """
+    if _OTHER.isdisjoint(row):
+        user, response = text_of(row.get("user")), text_of(row.get("assistant"))
+        if user and response:
+            turn = Turn("user", user)
+            named = text_of(row.get("source")) or source
+            return [Example((turn,), response, where=where, source=named)]
     if is_preference(row):
         raise Unusable("compares replies: a preference row, not an example")
     if not _DIALOGUE.isdisjoint(row):

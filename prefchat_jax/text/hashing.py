@@ -1,6 +1,5 @@
 """Hashes of words in one byte buffer, so that no Python runs for a word."""
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -52,33 +51,38 @@ def token_hashes(
 
 
 def word_hashes(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the words of lower-case UTF-8 begin, and their uint32 hashes.
+    """Where the words of lower-case UTF-8 begin, and their uint64 hashes.
 
     Letters and digits make words; in scripts that set no spaces between words,
-    such as Chinese, each character is one. Marks are no words. A hash is a
-    polynomial of the bytes, so that the difference of two running sums gives it.
+    such as Chinese, each character is one. Marks are no words. A hash is made of
+    the first and the last eight bytes of a word, and of its length.
     """
     is_word = is_byte(buffer, _IS_WORD)
     for lead, length in _MARK_LEADS:
         marks = np.flatnonzero(buffer == lead)
         for after in range(1, length):
             is_word[marks + after] = False
-    edges = is_word[1:] != is_word[:-1]
-    is_start = np.append(is_word[:1], edges & is_word[1:])
-    is_end = np.append(edges & is_word[:-1], is_word[-1:])
+    edges = np.flatnonzero(np.diff(is_word, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
     if buffer.size and buffer.max() >= _ALONE_FROM:
-        leads = np.flatnonzero(is_byte(buffer, _IS_ALONE))
-        between = np.zeros(len(buffer), bool)
-        between[leads] = between[leads + 3 + (buffer[leads] >= 0xF0)] = True
-        between[1:] &= is_word[1:] & is_word[:-1]
-        is_start |= between
-        is_end |= np.append(between[1:], False)
-    starts, ends = np.flatnonzero(is_start), np.flatnonzero(is_end) + 1
-    powers, inverse_powers = _powers(len(buffer))
-    sums = np.zeros(len(buffer) + 1, np.uint64)
-    np.cumsum((buffer + np.uint64(1)) * powers, out=sums[1:])
-    hashes = (sums[ends] - sums[starts]) * inverse_powers[starts]
-    return starts, finish((mix(hashes) >> np.uint64(32)).astype(np.uint32))
+        starts, ends = _part_alone(buffer, is_word, starts, ends)
+    padded = np.zeros(len(buffer) + 16, np.uint8)
+    padded[8:-8] = buffer
+    eights = np.ndarray(len(buffer) + 9, "<u8", padded, strides=(1,))
+    lengths = ends - starts
+    first = eights[starts + 8] & _LOW_BYTES[np.minimum(lengths, 8)]
+    last = eights[ends] & _HIGH_BYTES[np.minimum(lengths, 8)]
+    return starts, mix(first * _ODD ^ last ^ lengths.astype(np.uint64) << np.uint64(56))
+
+
+def _part_alone(
+    buffer: np.ndarray, is_word: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parts words at the characters that are words by themselves."""
+    leads = np.flatnonzero(is_byte(buffer, _IS_ALONE))
+    cuts = np.append(leads, leads + 3 + (buffer[leads] >= 0xF0))
+    cuts = cuts[is_word[cuts] & is_word[cuts - 1] & (cuts > 0)]
+    return np.union1d(starts, cuts), np.union1d(ends, cuts)
 
 
 def mix(keys: np.ndarray) -> np.ndarray:
@@ -101,21 +105,10 @@ def byte_table(*values: Iterable[int]) -> bytes:
     return bytes(table)
 
 
-@functools.lru_cache(maxsize=1)
-def _all_powers(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Powers of an odd number modulo 2**64, and of its inverse."""
-    powers = np.ones((2, size), np.uint64)
-    powers[:, 1:] = np.array([[_BASE], [pow(_BASE, -1, 2**64)]], np.uint64)
-    np.multiply.accumulate(powers, axis=1, out=powers)
-    return powers[0], powers[1]
-
-
-def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
-    powers, inverse = _all_powers(1 << size.bit_length())
-    return powers[:size], inverse[:size]
-
-
-_BASE = 0x9E3779B97F4A7C15
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+# Masks of the first, and of the last, 0 to 8 bytes of a word in little-endian order.
+_LOW_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
+_HIGH_BYTES = ~_LOW_BYTES[::-1]
 # Bytes that begin a character of three or four bytes, which is a word by itself.
 _IS_ALONE = byte_table(range(0xE0, 0xE2), range(0xE3, 0xF5))
 _ALONE_FROM = 0xE0

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prefchat_jax.text.hashing import finish, mix, word_hashes
+from prefchat_jax.text.hashing import mix, word_hashes
 
 TURN = b"\x1e"  # Between the turns of one text.
 
-_PLACE = np.uint32(0x9E3779B1)
-_PAIR = np.uint32(0x85EBCA77)
+_PLACE = np.uint64(0xD1B54A32D192ED03)
+_BEFORE = np.uint64(0xAEF17502108EF2D9)
 _NOTHING = np.uint32(0xFFFFFFFF)
 _MISSED = 0.01  # Share of the pairs exactly at the threshold that no band finds.
 
@@ -86,11 +86,10 @@ def sketch(buffer: np.ndarray, starts: np.ndarray) -> Sketches:
     turns = np.append(np.flatnonzero(buffer == TURN[0]), len(buffer))
     turn = owners(where, np.append(-1, turns))
     last = np.searchsorted(turns, np.append(starts[1:], len(buffer)) - 1)
-    place = (last[text] - turn).astype(np.uint32)
-    before = np.append(np.zeros(1, np.uint32), words[:-1])
-    new = (text[1:] != text[:-1]) | (turn[1:] != turn[:-1])
-    before[1:][new] = 0
-    pairs = finish((before * _PAIR) ^ words ^ (place * _PLACE))
+    place = (last[text] - turn).astype(np.uint64)
+    before = np.append(np.zeros(1, np.uint64), words[:-1])
+    before[1:][(text[1:] != text[:-1]) | (turn[1:] != turn[:-1])] = 0
+    pairs = mix(before * _BEFORE ^ words ^ place * _PLACE) >> np.uint64(32)
     keys = np.sort((text.astype(np.uint64) << np.uint64(32)) | pairs)
     distinct = np.ones(len(keys), bool)
     distinct[1:] = keys[1:] != keys[:-1]
