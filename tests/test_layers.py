@@ -86,6 +86,7 @@ def test_losses_import_jax_alone():
 def test_text_and_datasets_import_no_jax():
     modules = _modules_after(
         "import prefchat_jax.text.features, prefchat_jax.datasets.records, "
+        "prefchat_jax.building.build, prefchat_jax.cli.build, "
         "prefchat_jax.datasets.labels, prefchat_jax.datasets.split"
     )
     assert "jax" not in modules

@@ -58,10 +58,12 @@ def test_every_function_with_a_paper_and_every_name_is_mentioned():
 def test_every_flag_it_names_exists():
     import dataclasses
 
+    from prefchat_jax.building.config import BuildConfig
     from prefchat_jax.cli.chat import ChatFlags
     from prefchat_jax.training.config import FinetuneConfig
 
-    known = {f.name for c in (ChatFlags, FinetuneConfig) for f in dataclasses.fields(c)}
+    configs = (BuildConfig, ChatFlags, FinetuneConfig)
+    known = {f.name for c in configs for f in dataclasses.fields(c)}
     known |= {"help", "config", "corpus", "json", "folder", "sizes", "flip", "val"}
     named = set(re.findall(r"--([a-z_]+)", README.read_text()))
     assert named and not named - known, named - known
