@@ -12,6 +12,7 @@ whole processes, start and report included. Prints a table or JSON lines (`--jso
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -150,12 +151,11 @@ def plain_python(path: pathlib.Path) -> Timed:
 
 def datasketch(path: pathlib.Path) -> Timed:
     """MinHash-LSH of word pairs of the whole row, keep-first, 128 permutations."""
-    from datasketch import MinHash, MinHashLSH
-
+    library = importlib.import_module("datasketch")
     start, kept = time.perf_counter(), set()
-    index = MinHashLSH(threshold=_THRESHOLD, num_perm=128)
+    index = library.MinHashLSH(threshold=_THRESHOLD, num_perm=128)
     for name, pairs in _shingled(path):
-        sketch = MinHash(num_perm=128)
+        sketch = library.MinHash(num_perm=128)
         sketch.update_batch(pairs)
         if not index.query(sketch):
             index.insert(name, sketch, check_duplication=False)
@@ -165,13 +165,12 @@ def datasketch(path: pathlib.Path) -> Timed:
 
 def rensa(path: pathlib.Path) -> Timed:
     """The same with rensa's R-MinHash."""
-    from rensa import RMinHash, RMinHashLSH
-
+    library = importlib.import_module("rensa")
     start, kept = time.perf_counter(), set()
-    index = RMinHashLSH(threshold=_THRESHOLD, num_perm=128, num_bands=16)
+    index = library.RMinHashLSH(threshold=_THRESHOLD, num_perm=128, num_bands=16)
     sketches = []
     for name, pairs in _shingled(path):
-        sketch = RMinHash(num_perm=128, seed=1)
+        sketch = library.RMinHash(num_perm=128, seed=1)
         sketch.update([pair.decode() for pair in pairs])
         found = index.query(sketch)
         if not any(sketches[i].jaccard(sketch) >= _THRESHOLD for i in found):

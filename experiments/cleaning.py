@@ -150,10 +150,13 @@ def _judge(
     path: str, val: str, replies: list[str], config: Config, run: str, seed: int
 ) -> dict[str, float]:
     """Trains one run; its figures on the validation file."""
-    changes = {} if config.epochs is None else {"epochs": config.epochs}
     finetune(
         FinetuneConfig(
-            data=path, output=run, seed=seed, num_buckets=config.num_buckets, **changes
+            data=path,
+            output=run,
+            seed=seed,
+            num_buckets=config.num_buckets,
+            epochs=config.epochs,
         )
     )
     examples = read_records([val]).examples

@@ -229,11 +229,14 @@ BOILERPLATE = (
 DISCLAIMERS = (
     "as an ai ",
     "as an ai,",
-    "language model",
+    "as a language model",
+    "as a large language model",
     "i am an ai ",
     "i'm an ai ",
+    "i am a language model",
+    "i'm a language model",
     "my training data",
-    "knowledge cutoff",
+    "my knowledge cutoff",
 )
 
 FILTERS: dict[str, Filter] = {

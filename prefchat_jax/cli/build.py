@@ -47,11 +47,12 @@ def show(report: dict, console: Console) -> None:
         ]
         for name, source in report["sources"].items()
     ]
-    title = (
+    console.print(
         f"{rows['in']:,} rows in {report['seconds']:.1f} s, "
-        f"{report['rows_per_second']:,} rows/s"
+        f"{report['rows_per_second']:,} rows/s",
+        highlight=False,
     )
-    console.print(table(title, ["source", "in", "kept"], sources))
+    console.print(table("sources", ["source", "in", "kept"], sources))
     dropped = [
         [name.replace("_", " "), f"{reason['rows']:,}"]
         for name, reason in report["reasons"].items()
