@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 
+from benchmarks import datasets as builder_benchmark
 from benchmarks import losses as benchmark
-from experiments import compare_losses
+from experiments import cleaning, compare_losses
+from prefchat_jax.building.filters import Limits, exchange_of, objection
+from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
 
 
@@ -48,6 +51,32 @@ def test_the_benchmark_times_every_variant(capsys):
         assert row["forward_us"] > 0 and row["forward_backward_us"] > 0
 
 
+def test_the_builder_is_timed_and_finds_what_was_planted():
+    rows = builder_benchmark.run(3000, 1, 1, [])
+    ways = {row["way"]: row for row in rows}
+    assert list(ways)[1:] == ["exact alone", "exact, filters", "near, filters"]
+    for row in rows:
+        assert row["rows"] == 3000 and row["rows_per_second"] > 0
+        assert row["exact_found"] == 1 and row["precision"] == 1
+    assert ways["near, filters"]["near_found"] > 0.98
+    assert ways["near, filters"]["unlike_dropped"] == 0
+    assert ways["near, filters"]["peak_mb"] > 10
+
+
+def test_cleaning_takes_the_noise_away(corpus_path, examples):
+    bad = cleaning.bad_exchanges(examples, 64)
+    assert all(objection(exchange_of(row), Limits()) for row in bad)
+    config = cleaning.Config(
+        data=str(corpus_path), val=str(corpus_path), seeds=1, epochs=1
+    )
+    clean, noisy, cleaned = cleaning.run(config)
+    assert (clean["rows"], noisy["rows"]) == (36, 54)
+    assert 4 < cleaned["rows"] <= 36  # Near-duplicates of the clean rows go, too.
+    assert 0 <= cleaned["one_of_100"][0] <= 1 and "right" in cleaned
+    with pytest.raises(UserError, match="--data needs --val"):
+        cleaning.run(dataclasses.replace(config, val=None))
+
+
 @pytest.mark.slow
 def test_the_linear_svm_is_the_published_one(shared):
     from experiments.intents import svm_predictions
@@ -62,7 +91,5 @@ def test_the_default_recipe_matches_it_on_banking77(shared):
 
     folder = shared / "data" / "intents" / "banking77"
     predicted, _, _ = our_predictions(folder, 0)
-    from prefchat_jax.datasets.records import read_records
-
     right = [str(row.label) for row in read_records([folder / "val.jsonl"]).examples]
     assert (predicted == right).mean() > 0.91
