@@ -5,6 +5,7 @@ reads what the step before has written, and a row is a number from first to last
 """
 
 import dataclasses
+import pathlib
 import time
 
 from prefchat_jax.building import report
@@ -77,6 +78,10 @@ def build(
         written.append(write_lines(rows, "rows", outputs.corpus, with_ids=augmented))
     if pairs.count():
         written.append(write_lines(pairs, "pairs", outputs.preferences))
+    for path in {str(outputs.corpus), str(outputs.preferences)} - {
+        file.path for file in written
+    }:
+        pathlib.Path(path).unlink(missing_ok=True)  # Of an earlier build.
     made = report.make(config, figures, written, command, time.perf_counter() - start)
     report.write(made, outputs)
     folder.remove()

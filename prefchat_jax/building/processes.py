@@ -4,6 +4,10 @@ import concurrent.futures
 import contextlib
 import gc
 import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -25,7 +29,7 @@ class Processes:
         self.count = count
         self._pool = (
             concurrent.futures.ProcessPoolExecutor(
-                count, multiprocessing.get_context("spawn"), initializer=gc.disable
+                count, multiprocessing.get_context("spawn"), initializer=_start_worker
             )
             if count > 1
             else None
@@ -64,6 +68,20 @@ class Processes:
                 "A worker process died, perhaps for want of memory: lower --max_memory "
                 "or --workers. What is done stays done; run the command again."
             ) from error
+
+
+def _start_worker() -> None:
+    """A worker lets its parent answer an interrupt, and ends when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.disable()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 @contextlib.contextmanager
