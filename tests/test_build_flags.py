@@ -62,7 +62,10 @@ def _noisy_rows():
         {"user": "how do I?", "assistant": "so so so so so so so so so so so"},
         {"user": "how is it?", "assistant": "It is soooooooooo good, you know."},
         {"user": "whom do I ask?", "assistant": "Write to ann@example.org, please."},
-        {"user": "how do I fix python code?", "assistant": "Read the sql traceback."},
+        *(
+            {"user": f"how do I fix {n} python code?", "assistant": "See sql, json."}
+            for n in ("your", "their", "other", "all the", "this one")
+        ),
     ]
     turns = [
         {"role": ("user", "assistant")[i % 2], "content": f"{i} is the turn's number"}

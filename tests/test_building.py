@@ -179,7 +179,8 @@ def test_missing_inputs(tmp_path):
 def test_rows_of_each_input_can_be_capped(tmp_path):
     files = [write_rows(tmp_path / f"{i}.jsonl", many(700, i)) for i in range(2)]
     got, report = build_files(tmp_path, files, max_rows_per_input=600)
-    assert len(got) == 1200 and report["rows"]["in"] == 1200
+    assert len(got) == 1200
+    assert report["rows"]["in"] == report["rows"]["lines"] == 1200
 
 
 # --- processes, memory, interruption
@@ -401,6 +402,7 @@ def test_the_report_tells_all_and_opens_offline(tmp_path):
     rows = [
         GOOD | {"label": "<b>"},
         GOOD,
+        GOOD,
         *many(30),
         {"user": "hm"},
         {"user": "<script>"},
@@ -429,14 +431,14 @@ def test_the_report_tells_all_and_opens_offline(tmp_path):
         assert hashlib.blake2b(data, digest_size=32).hexdigest() == file["blake2b"]
         assert len(data) == file["bytes"]
     assert report["rows"] == {
-        "lines": 35,
-        "in": 35,
-        "kept": 31,
+        "lines": 36,
+        "in": 36,
+        "kept": 32,
         "variants": 0,
         "pairs": 1,
     }
     assert report["labels"]["counts"] == {"<b>": 1}
-    assert sum(report["lengths"]["reply"]) == 31
+    assert sum(report["lengths"]["reply"]) == 32
 
 
 def test_clusters_name_the_row_that_was_kept(tmp_path):

@@ -190,7 +190,7 @@ def test_the_screen_lets_nothing_through(rows, limits):
         if asked.strip() and reply.strip()
     ]
     buffer, starts = byte_buffer(texts_of(examples))
-    look = untidy(buffer, starts).reshape(-1, 2).any(axis=1)
+    look = untidy(buffer, starts).reshape(-1, 3).any(axis=1)
     look |= objectionable(buffer, starts, limits)
     for example, suspicious in zip(examples, look, strict=True):
         if not suspicious:

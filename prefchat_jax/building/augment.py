@@ -1,6 +1,7 @@
 """Augment: variants of rows, for a corpus that is smaller than its target.
 
-`mutate` words a question and its reply otherwise, `blend` joins two rows into one.
+`mutate` words a question otherwise, `blend` joins two rows into one. What a reply
+says stays as it was said: nothing is invented.
 Every variant is tagged with the rows that it comes from. A row blends only with its
 partner, so that the rows which must stay on one side of a split remain few.
 """
@@ -95,14 +96,9 @@ def _mutate(example: Example, creative: float, rng: np.random.Generator) -> Exam
         question = question[:1].upper() + question[1:]
     if rng.random() < 0.3:
         question = question.lower()
-    response = example.response
-    if response and "```" not in response:
-        response = _reword(response, _REPLY_SWAPS, rng)
-        if rng.random() < 0.3:
-            response = f"{_pick(_REPLY_OPENINGS, rng)} {response}"
     if rng.random() < creative:
         question = f"{_pick(_FRAMES, rng)} {_lower_first(question)}"
-    return _said_anew(example, question, response)
+    return _said_anew(example, question, example.response)
 
 
 def _blend(
@@ -169,35 +165,10 @@ _QUESTION_SWAPS = _swaps(
         "can you": ("could you", "would you"),
         "can i": ("could I", "am I able to", "is it possible to"),
         "why is": ("how come", "what is the reason that"),
-        "please": ("kindly",),
         "cannot": ("can't", "am not able to"),
         "does not": ("doesn't",),
         "is not": ("isn't",),
         "do not": ("don't",),
-        "tell me": ("let me know", "say"),
-        "show me": ("let me see",),
-        "fix": ("repair", "mend"),
-        "get": ("obtain", "receive"),
-        "help me": ("give me a hand to",),
-    }
-)
-_REPLY_SWAPS = _swaps(
-    {
-        "you can": ("you may", "you are able to"),
-        "you should": ("it is best to", "you had better"),
-        "you need to": ("you have to", "you must"),
-        "in order to": ("to",),
-        "for example": ("for instance",),
-        "however": ("still", "even so"),
-        "because": ("since", "as"),
-        "do not": ("don't",),
-        "does not": ("doesn't",),
-        "it is": ("it's",),
-        "such as": ("like",),
-        "try to": ("see if you can",),
-        "make sure": ("check", "see to it"),
-        "usually": ("most often", "as a rule"),
-        "about": ("roughly", "some"),
     }
 )
 _OPENINGS = (
@@ -210,7 +181,6 @@ _OPENINGS = (
     "So,",
 )
 _CLOSINGS = (", please", ", thanks", ", if you can", ", thank you")
-_REPLY_OPENINGS = ("Sure.", "Of course.", "Happy to help.", "Here you go:", "Right.")
 _FRAMES = (
     "As you would say it to a friend:",
     "In your own words:",

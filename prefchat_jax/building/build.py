@@ -15,6 +15,7 @@ from prefchat_jax.building.inputs import find_inputs
 from prefchat_jax.building.marking import (
     Job,
     augment,
+    check_sources,
     draw,
     drop_duplicates,
     drop_held_out,
@@ -25,9 +26,9 @@ from prefchat_jax.building.marking import (
 )
 from prefchat_jax.building.parts import WorkFolder
 from prefchat_jax.building.processes import Processes
-from prefchat_jax.building.read import Progress, Silent, read
+from prefchat_jax.building.read import Corpora, Progress, Silent, read
 from prefchat_jax.building.table import Table
-from prefchat_jax.building.write import write_lines
+from prefchat_jax.building.write import Written, write_lines
 from prefchat_jax.datasets.records import read_manifest
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.sketches import Banding
@@ -55,37 +56,54 @@ def build(
     outputs = report.outputs(config.output)
     inputs, holdout = _find(config, outputs, progress)
     scan = _scan_settings(config)
-    folder = WorkFolder(config.output, dataclasses.asdict(scan))
-    with Processes(_processes(config, progress)) as processes:
-        corpora = read(inputs, holdout, folder, scan, processes, progress)
-        job = Job(config, scan, folder, processes, corpora.holdout_rows)
-        progress.step("comparing")
-        rows = Table(folder.path, corpora.parts, "rows", row_columns(scan))
-        pairs = Table(folder.path, corpora.parts, "pairs", pair_columns(scan))
-        drop_held_out(rows, job)
-        drop_held_out_pairs(pairs, rows, job)
-        contradictions = drop_pair_duplicates(pairs, job)
-        repeated = None if config.allow_duplicates else drop_duplicates(rows, job)
-        originals = len(rows)
-        rows = _to_target(rows, job, progress)
-    figures = report.Figures(corpora, rows, pairs, originals, repeated, contradictions)
-    if not rows.count() and not pairs.count():
-        raise UserError(report.nothing_left(figures))
-    progress.step("writing")
-    written = []
-    if rows.count():
-        augmented = config.augments
-        written.append(write_lines(rows, "rows", outputs.corpus, with_ids=augmented))
-    if pairs.count():
-        written.append(write_lines(pairs, "pairs", outputs.preferences))
-    for path in {str(outputs.corpus), str(outputs.preferences)} - {
-        file.path for file in written
-    }:
-        pathlib.Path(path).unlink(missing_ok=True)  # Of an earlier build.
-    made = report.make(config, figures, written, command, time.perf_counter() - start)
-    report.write(made, outputs)
-    folder.remove()
+    with WorkFolder(config.output, dataclasses.asdict(scan)) as folder:
+        with Processes(_processes(config, progress)) as processes:
+            corpora = read(inputs, holdout, folder, scan, processes, progress)
+            job = Job(config, scan, folder, processes, corpora.holdout_rows)
+            progress.step("comparing")
+            figures = _compare(corpora, job, progress)
+        progress.step("writing")
+        written = _write(figures, outputs, job)
+        seconds = time.perf_counter() - start
+        made = report.make(config, figures, written, command, seconds)
+        is_stale = report.is_stale(outputs, written)
+        report.write(made, outputs)
+        if is_stale:
+            outputs.preferences.unlink()
+        failure = None if written else report.nothing_left(figures, outputs)
+        folder.remove()
+    if failure:
+        raise UserError(failure)
     return made
+
+
+def _compare(corpora: Corpora, job: Job, progress: Progress) -> report.Figures:
+    """Marks what goes; draws, or adds, what the target asks for."""
+    path, parts = job.folder.path, corpora.parts
+    rows = Table(path, parts, "rows", row_columns(job.scan))
+    pairs = Table(path, parts, "pairs", pair_columns(job.scan))
+    check_sources(rows, job.config)
+    held_out = drop_held_out(rows, job)
+    drop_held_out_pairs(pairs, rows, job)
+    contradictions = drop_pair_duplicates(pairs, job)
+    repeated = [] if job.config.allow_duplicates else drop_duplicates(rows, job)
+    longer = _to_target(rows, job, progress)
+    return report.Figures(
+        corpora, longer, pairs, len(rows), held_out, repeated, contradictions
+    )
+
+
+def _write(figures: report.Figures, outputs: report.Outputs, job: Job) -> list[Written]:
+    """Writes the corpus and the pairs, where there are some."""
+    rows, pairs, written = figures.rows, figures.pairs, []
+    if rows.count():
+        ids = job.config.augments
+        written.append(
+            write_lines(rows, "rows", outputs.corpus, job.folder, with_ids=ids)
+        )
+    if pairs.count():
+        written.append(write_lines(pairs, "pairs", outputs.preferences, job.folder))
+    return written
 
 
 def _find(
@@ -93,16 +111,21 @@ def _find(
 ) -> tuple[list[str], list[str]]:
     """The input files, and the held-out ones."""
     manifest = config.inputs_manifest
-    inputs, missing = find_inputs(
+    for path in outputs:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no regular file: name another --output.")
+        if manifest and path.resolve() == pathlib.Path(manifest).resolve():
+            raise UserError(f"{path} is read, and the output: name another.")
+    inputs, left_out = find_inputs(
         [*config.inputs, *(read_manifest(manifest) if manifest else [])],
         skip_missing=config.skip_missing_inputs,
-        apart=[str(path) for path in outputs],
+        outputs=outputs,
     )
-    for path in missing:
-        progress.notice(f"{path}: no such file, left out")
+    for path in left_out:
+        progress.notice(f"{path} is left out: missing, no file, or an output")
     if not config.holdout:
         return inputs, []
-    holdout, _ = find_inputs(config.holdout, skip_missing=False, apart=())
+    holdout, _ = find_inputs(config.holdout, outputs=outputs)
     return inputs, holdout
 
 
@@ -136,13 +159,12 @@ def _processes(config: BuildConfig, progress: Progress) -> int:
 
 def _to_target(rows: Table, job: Job, progress: Progress) -> Table:
     """Draws a sample, or adds variants, so that the target is met."""
-    target, kept = job.config.target, rows.count()
+    target = job.config.target
     if target is None:
         return rows
     draw(rows, target, job)
-    if kept >= target or not kept:
-        return rows
-    if job.config.augments:
+    kept = rows.count()
+    if kept and kept < target and job.config.augments:
         progress.step("augmenting")
         rows = augment(rows, target - kept, job)
     if rows.count() < target:

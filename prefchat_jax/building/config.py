@@ -13,6 +13,9 @@ DedupeOn = Literal["pair", "context"]
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 LEAST_MEMORY = 2**28
+_MOST = 2**31 - 1
+_MOST_WEIGHT = 1e6
+_LEAST_LIKENESS = 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class BuildConfig:
     """Read this many rows of each file [all]."""
 
     skip_filters: tuple[str, ...] = ()
-    """Filters to switch off: `all`, or names as the report has them."""
+    """Filters to switch off: `all`, or their names."""
     min_user_chars: int = 4
     """Shortest question."""
     max_user_chars: int = 8000
@@ -48,7 +51,8 @@ class BuildConfig:
     max_char_run: int = 7
     """How often a character may stand in a row."""
     personal_data: PersonalData = "keep"
-    """Rows with an e-mail address or a phone number: keep, mask or drop."""
+    """Rows with an e-mail address or what looks like a phone number: keep, mask or
+    drop."""
     max_turns: int = 8
     """Earlier turns of a dialogue that a row keeps."""
 
@@ -59,12 +63,14 @@ class BuildConfig:
     near_duplicates: float = 0.8
     """Likeness in (0, 1] from which rows are duplicates; 0 finds exact ones only."""
     holdout: tuple[str, ...] = ()
-    """JSONL files whose contexts must not occur in the corpus, nor nearly."""
+    """JSONL files whose questions must not occur in the corpus, nor nearly; one with
+    a history counts where that is alike, too."""
 
     target: int | None = None
     """Rows to write: a sample of more, or filled up by augmentation [all]."""
     source_weights: tuple[str, ...] = ()
-    """SOURCE=WEIGHT: how likely the rows of a source are drawn [1]."""
+    """SOURCE=WEIGHT: how likely the rows of a source are drawn [1]. A source is
+    what the rows say it is, or the name of their file without its ending."""
     programming_boost_factor: float = 1.0
     """How much likelier rows about code are drawn."""
     augment: bool = False
@@ -72,7 +78,8 @@ class BuildConfig:
     creative_prob: float | None = None
     """Share of variants in a creative frame [0.3]; switches augmentation on."""
     blend_prob: float | None = None
-    """Share of variants made of two rows [0.2]; switches augmentation on."""
+    """Share of variants made of two rows, where a row has a partner of its kind
+    [0.2]; switches augmentation on."""
 
     max_memory: str = "1GiB"
     """What all processes together may use."""
@@ -84,6 +91,8 @@ class BuildConfig:
     def __post_init__(self):
         if not self.inputs and not self.inputs_manifest:
             raise UserError("--inputs is missing: give JSONL files or folders.")
+        if self.output.endswith((".gz", "/")) or os.path.isdir(self.output):
+            raise UserError(f"--output {self.output}: name a plain .jsonl file.")
         for name in self.skip_filters:
             if name not in (*FILTERS, "all"):
                 raise UserError(
@@ -100,10 +109,15 @@ class BuildConfig:
         for name in ("creative_prob", "blend_prob"):
             if getattr(self, name) is not None:
                 _check_share(name, getattr(self, name))
-        if self.programming_boost_factor <= 0:
+        if not 1e-6 <= self.programming_boost_factor <= _MOST_WEIGHT:
             raise UserError(
                 f"--programming_boost_factor {self.programming_boost_factor}: must be "
-                "above 0."
+                f"above 0, and at most {_MOST_WEIGHT:g}."
+            )
+        if 0 < self.near_duplicates < _LEAST_LIKENESS:
+            raise UserError(
+                f"--near_duplicates {self.near_duplicates}: must be 0, or at least "
+                f"{_LEAST_LIKENESS}: less alike rows are no duplicates."
             )
         self._check_combinations()
         _ = self.memory, self.weight_of_source  # Raise for what cannot be read.
@@ -119,6 +133,8 @@ class BuildConfig:
                 raise UserError(f"{name} does nothing without --target: give one.")
         if self.allow_duplicates and self.dedupe_on != "pair":
             raise UserError("--dedupe_on does nothing with --allow_duplicates.")
+        if self.allow_duplicates and self.near_duplicates != 0.8 and not self.holdout:
+            raise UserError("--near_duplicates does nothing with --allow_duplicates.")
 
     @property
     def augments(self) -> bool:
@@ -140,7 +156,7 @@ class BuildConfig:
         )
         if not match:
             raise UserError(f"--max_memory {self.max_memory}: write 1GiB or 800M.")
-        size = int(float(match[1]) * _UNITS[match[2]])
+        size = int(min(float(match[1]) * _UNITS[match[2]], 2.0**60))
         if size < LEAST_MEMORY:
             raise UserError(
                 f"--max_memory {self.max_memory}: must be at least 256M, which the "
@@ -151,7 +167,11 @@ class BuildConfig:
     @property
     def processes(self) -> int:
         """How many processes work."""
-        return self.workers or len(os.sched_getaffinity(0))
+        if self.workers:
+            return self.workers
+        if hasattr(os, "sched_getaffinity"):  # Not on every system.
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
     @property
     def weight_of_source(self) -> dict[str, float]:
@@ -163,7 +183,7 @@ class BuildConfig:
                 weight = float(value)
             except ValueError:
                 weight = -1.0
-            if not name or not 0 <= weight < float("inf"):
+            if not name or not (weight == 0 or 1e-6 <= weight <= _MOST_WEIGHT):
                 raise UserError(f"--source_weights {text}: write SOURCE=WEIGHT.")
             weights[name] = weight
         return weights
@@ -172,8 +192,8 @@ class BuildConfig:
 def _check_at_least(config: BuildConfig, least: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be at least {least}.")
+        if value is not None and not least <= value <= _MOST:
+            raise UserError(f"--{name} {value}: must be from {least} to {_MOST}.")
 
 
 def _check_share(name: str, value: float) -> None:

@@ -1,6 +1,7 @@
 """Describe: kept examples to lines of the corpus, and to columns that compare them."""
 
 import dataclasses
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,13 +13,16 @@ from prefchat_jax.building.filters import Limits
 from prefchat_jax.building.fingerprints import (
     exact_keys,
     near_columns,
-    text_of_context,
+    one_turn,
+    sides_of,
 )
 from prefchat_jax.building.parts import Columns
 from prefchat_jax.building.tally import Tally
 from prefchat_jax.datasets.rows import Row
 from prefchat_jax.text.dialogue import Example
-from prefchat_jax.text.sketches import Banding
+from prefchat_jax.text.sketches import TURN, Banding
+
+_LABEL = f"{TURN.decode()}label "
 
 _encode = msgspec.json.Encoder().encode
 
@@ -50,6 +54,7 @@ class ScanSettings:
 
 def describe(
     rows: Iterable[Row],
+    numbers: Sequence[int],
     examples: Sequence[Example],
     buffer: np.ndarray,
     starts: np.ndarray,
@@ -60,16 +65,18 @@ def describe(
 
     Args:
       rows: what the lines say.
+      numbers: where they stood in their file.
       examples: the same as examples.
       buffer: lower-case bytes of the examples' `texts_of`.
-      starts: `[2 n]` where each text begins.
+      starts: `[3 n]` where each text begins.
       settings: which columns are needed.
       tally: numbers the sources and the labels.
     """
     if not examples:
         return [], {}
     views = dict.fromkeys(("pair", *settings.views))  # The pair names the row.
-    columns = exact_keys(buffer, starts, [*views])
+    keys = [*views, *(("question",) if "context" in views else ())]
+    columns = exact_keys(buffer, starts, keys)
     if settings.banding:
         columns |= near_columns(buffer, starts, settings.views, settings.banding)
     sources, labels = tally.sources, tally.labels
@@ -80,7 +87,10 @@ def describe(
     ]
     columns |= {
         "source": np.array(source, np.uint32),
+        "line": np.array(numbers, np.uint32),
+        "has_history": np.diff(starts)[::3] > 1,
         "label": np.array(label, np.int32),
+        "verdict": np.array([_verdict(e) for e in examples], np.uint64),
         "asked": np.array([len(e.context[-1].content) for e in examples], np.uint32),
         "replied": np.array([len(e.response) for e in examples], np.uint32),
     }
@@ -91,15 +101,26 @@ def describe(
 
 
 def texts_of(examples: Iterable[Example]) -> list[str]:
-    """Context, reply, context, reply, ...; without a reply the label stands for it.
+    """History, question, reply, history, ...
 
-    So one question under two labels is no duplicate.
+    The label goes with the reply: a row under another label is no copy.
     """
-    return [
-        text
-        for e in examples
-        for text in (text_of_context(e.context), e.response or f"label {e.label}")
-    ]
+    return [text for e in examples for text in sides_of(e.context, _reply_of(e))]
+
+
+def _reply_of(example: Example) -> str:
+    reply = one_turn(example.response)
+    if example.label is None:
+        return reply
+    verdict = f"{example.label}\x1f{example.annotator}"
+    return f"{reply}{_LABEL}{verdict.encode().hex()}"  # As written, signs and case.
+
+
+def _verdict(example: Example) -> int:
+    """A number for the label and who gave it; 0 without a label."""
+    if example.label is None:
+        return 0
+    return zlib.crc32(f"{example.label}\x1f{example.annotator}".encode()) | 1 << 32
 
 
 def chat_row(example: Example) -> Row:

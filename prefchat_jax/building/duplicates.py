@@ -7,7 +7,8 @@ are. No set of all keys is ever held.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,9 @@ from prefchat_jax.building.parts import Column
 from prefchat_jax.building.processes import Processes
 from prefchat_jax.text.sketches import Sketches, jaccard
 
-_REACH = 8  # Earlier rows of a bucket that each row is compared with.
-_PAIRS = 8192  # Pairs that are compared at once.
+# Rows of a bucket, the first ones, that each row is compared with; held-out ones.
+_REACH, _HELD_OUT_REACH = 16, 256
+_VALUES = 2**20  # Values of sketches that are compared at once.
 _BYTES_OF_KEY = 96  # Memory that sorting needs for a row.
 _READ = 2**20  # Rows read at once.
 
@@ -44,10 +46,12 @@ class Comparison:
       state: uint8 `[rows]`, 0 for rows that take part.
       before: rows below this number are the earlier ones of every pair, and the
         others are not compared among themselves; None compares all.
+      same: near-duplicates must have the same entry here, if it is given.
     """
 
     state: Column
     before: int | None = None
+    same: Column | None = None
 
 
 def partitions(rows: int, memory: int, processes: int) -> list[Partition]:
@@ -77,7 +81,7 @@ def exact_pairs(keys: Column, comparison: Comparison, partition: Partition) -> P
 
 def near_pairs(
     bands: Column,
-    sides: dict[str, tuple[Column, Column]],
+    sides: Sequence[tuple[Column, Column]],
     threshold: float,
     comparison: Comparison,
     band: int,
@@ -87,10 +91,10 @@ def near_pairs(
 
     Args:
       bands: uint64 `[rows, bands]`.
-      sides: values and edges of the sketches of `context`, and of `reply`.
+      sides: values and edges of the sketches of each side.
       threshold: least Jaccard index.
       comparison: which rows take part.
-      band: which band is looked at; pairs that share an earlier one are left out.
+      band: which band is looked at.
       partition: which keys of the band.
     """
     column = bands.open()
@@ -102,15 +106,13 @@ def near_pairs(
     start = np.flatnonzero(first)[np.cumsum(first) - 1]
     place = np.arange(len(rows)) - start
     found = [Pairs(rows[:0], rows[:0])]
-    sketches = [
-        Sketches(values.open(), edges.open()) for values, edges in sides.values()
-    ]
-    for step in range(min(_REACH, int(place.max(initial=0)))):
-        later = np.flatnonzero(place > step)
-        left, right = rows[start[later] + step], rows[later]
-        fresh = _crosses(left, right, comparison.before)
-        fresh &= ~(column[left, :band] == column[right, :band]).any(axis=1)
-        found.append(_alike(sketches, threshold, Pairs(left[fresh], right[fresh])))
+    sketches = [Sketches(values.open(), edges.open()) for values, edges in sides]
+    reach = _REACH if comparison.before is None else _HELD_OUT_REACH
+    later = np.arange(len(rows))
+    for step in range(min(reach, int(place.max(initial=0)))):
+        later = later[place[later] > step]
+        pairs = Pairs(rows[start[later] + step], rows[later])
+        found.append(_alike(sketches, threshold, comparison, pairs))
     return Pairs(*(np.concatenate(side) for side in zip(*found, strict=True)))
 
 
@@ -142,7 +144,7 @@ def find_exact(
 
 def find_near(
     bands: Column,
-    sides: dict[str, tuple[Column, Column]],
+    sides: Sequence[tuple[Column, Column]],
     threshold: float,
     comparison: Comparison,
     memory: int,
@@ -196,15 +198,30 @@ def _crosses(left: np.ndarray, right: np.ndarray, before: int | None) -> np.ndar
     return (left < before) & (right >= before)
 
 
-def _alike(sketches: list[Sketches], threshold: float, pairs: Pairs) -> Pairs:
-    """Those pairs that are alike on every side."""
-    alike = np.ones(len(pairs.left), bool)
-    for start in range(0, len(alike), _PAIRS):
-        block = slice(start, start + _PAIRS)
-        for side in sketches:
+def _alike(
+    sketches: Sequence[Sketches], threshold: float, comparison: Comparison, pairs: Pairs
+) -> Pairs:
+    """Those pairs that may be compared and are alike on every side."""
+    keep = _crosses(pairs.left, pairs.right, comparison.before)
+    if comparison.same:
+        same = comparison.same.open()
+        keep &= same[pairs.left] == same[pairs.right]
+    for side in sketches:
+        pairs = Pairs(pairs.left[keep], pairs.right[keep])
+        keep = np.zeros(len(pairs.left), bool)
+        for block in _blocks(side, pairs):
             likeness = jaccard(side, pairs.left[block], pairs.right[block])
-            alike[block] &= likeness >= threshold
-    return Pairs(pairs.left[alike], pairs.right[alike])
+            keep[block] = likeness >= threshold
+    return Pairs(pairs.left[keep], pairs.right[keep])
+
+
+def _blocks(side: Sketches, pairs: Pairs) -> Iterator[slice]:
+    """Cuts pairs so that the values of a block fit into memory."""
+    sizes = sum(side.edges[rows + 1] - side.edges[rows] for rows in pairs)
+    block_of_pair = np.cumsum(sizes) // _VALUES
+    edges = np.flatnonzero(np.diff(block_of_pair, prepend=-1))
+    for start, end in itertools.pairwise([*edges.tolist(), len(pairs.left)]):
+        yield slice(start, end)
 
 
 def _joined(results: Iterator[tuple[int, Pairs]]) -> Pairs:

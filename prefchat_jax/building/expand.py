@@ -39,12 +39,14 @@ def expand_part(
       per_row: variants of each row, at most.
       seed: of the choices, with the row's own key.
     """
+    writer, tally = PartWriter(stem), Tally()
+    if not part.rows:
+        return writer.close(dataclasses.asdict(tally))
     is_kept = state.open()[first_row : first_row + part.rows] == 0
     lines = [
         line for line, keep in zip(part.lines("rows"), is_kept, strict=True) if keep
     ]
     keys = part.columns()["pair_key"][is_kept, 0]
-    writer, tally = PartWriter(stem), Tally()
     for start in range(0, len(lines), _BLOCK):
         block = slice(start, start + _BLOCK)
         rows = [msgspec.json.decode(line) for line in lines[block]]
@@ -82,7 +84,9 @@ def _expand_block(rows, keys, writer, tally, settings, chances, per_row, seed):
     buffer, starts = byte_buffer(texts_of(made))
     tally.count(example.source for example in made)
     exact = dataclasses.replace(settings, banding=None)
-    writer.add("rows", *describe(lines, made, buffer, starts, exact, tally))
+    writer.add(
+        "rows", *describe(lines, [0] * len(made), made, buffer, starts, exact, tally)
+    )
 
 
 def _tagged(row: Row, parents: list[int]) -> Row:

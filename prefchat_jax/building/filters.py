@@ -134,6 +134,8 @@ def _has_run(text: str, length: int) -> bool:
     Neighbouring bytes that are equal become zero bytes of one large integer: ten
     times as fast as a back-reference.
     """
+    if length > len(text):
+        return False
     number = int.from_bytes(text.encode(), "little")
     equal = number ^ (number >> 8)
     return b"\0" * (length - 1) in equal.to_bytes(len(text) + 1, "little")

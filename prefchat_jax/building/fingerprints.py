@@ -15,12 +15,29 @@ from prefchat_jax.text.sketches import (
     sketch,
 )
 
+SIDES = ("history", "question", "reply")
 
-def text_of_context(context: Sequence[Turn]) -> str:
-    """The turns of a context as one text."""
+_TURN = TURN.decode()
+# The texts that each key covers, from the first to the one after the last.
+_COVERED = {"pair": (0, 3), "context": (0, 2), "question": (1, 2)}
+
+
+def sides_of(context: Sequence[Turn], reply: str) -> tuple[str, str, str]:
+    """What rows are compared by: earlier turns, the question, and the reply.
+
+    A system prompt is no part of what was said: rows often share it, and a test
+    file may lack it.
+    """
+    question = context[-1].content
     if len(context) == 1:
-        return context[0].content
-    return TURN.decode().join([turn.content for turn in context])
+        return "", one_turn(question), reply
+    earlier = [one_turn(t.content) for t in context[:-1] if t.role != "system"]
+    return _TURN.join(earlier), one_turn(question), reply
+
+
+def one_turn(text: str) -> str:
+    """A text without the sign that parts turns; the screen suspects what it gets."""
+    return text.replace(_TURN, "\x01") if _TURN in text else text
 
 
 def exact_keys(
@@ -29,20 +46,20 @@ def exact_keys(
     """Hashes of lower-case texts: rows that say the same have the same.
 
     Args:
-      buffer: bytes of context, reply, context, reply, ...
-      starts: `[2 n]` where each begins.
-      views: what is compared.
+      buffer: bytes of history, question, reply, history, ...
+      starts: `[3 n]` where each begins.
+      views: what is compared: `pair`, `context` or `question`.
 
     Returns:
-      uint64 `[n, 2]` named `pair_key` and `context_key`.
+      uint64 `[n, 2]` named `pair_key`, `context_key` and `question_key`.
     """
     data, edges = buffer.tobytes(), [*starts.tolist(), len(buffer)]
     columns, blake2b = {}, hashlib.blake2b
     for view in views:
-        ends = edges[2::2] if view == "pair" else edges[1::2]
+        first, after = _COVERED[view]
         digests = [
             blake2b(data[start:end], digest_size=16).digest()
-            for start, end in zip(edges[:-1:2], ends, strict=True)
+            for start, end in zip(edges[first:-1:3], edges[after::3], strict=False)
         ]
         keys = np.frombuffer(b"".join(digests), np.uint64)
         columns[f"{view}_key"] = keys.reshape(-1, 2)
@@ -52,25 +69,25 @@ def exact_keys(
 def near_columns(
     buffer: np.ndarray, starts: np.ndarray, views: Sequence[str], banding: Banding
 ) -> dict[str, np.ndarray]:
-    """Sketches of contexts and replies, and the bands of each view.
+    """Sketches of all sides, and the bands of each view.
 
-    A band of the view `pair` takes half of its values from the context and half
-    from the reply, since both must be alike: with one set for both, a long reply
-    would outvote two different questions.
+    A band of the view `pair` takes half of its values from the question and half
+    from the reply, since every side must be alike: with one set for all, a long
+    reply or history would outvote two different questions.
 
     Returns:
-      `context_values`, `context_counts`, `reply_values`, `reply_counts` (see
+      `question_values`, `question_counts`, and so on for each side (see
       `Sketches`), and uint64 `[n, bands]` named `pair_bands`, `context_bands`.
     """
     sketches = sketch(buffer, starts)
     sides = _sides(sketches)
     size = banding.bands * banding.rows
-    context = minhash(sides["context"], size if "context" in views else size // 2)
+    asked = minhash(sides["question"], size if "context" in views else size // 2)
     columns = {}
     if "context" in views:
-        columns["context_bands"] = band_keys([context], banding)
+        columns["context_bands"] = band_keys([asked], banding)
     if "pair" in views:
-        parts = [context[: size // 2], minhash(sides["reply"], size // 2)]
+        parts = [asked[: size // 2], minhash(sides["reply"], size // 2)]
         columns["pair_bands"] = band_keys(parts, banding)
     for side, of_side in sides.items():
         columns[f"{side}_values"] = of_side.values
@@ -79,11 +96,10 @@ def near_columns(
 
 
 def _sides(sketches: Sketches) -> dict[str, Sketches]:
-    """The sketches of contexts (even texts) and of replies (odd ones)."""
-    counts = sketches.counts
-    is_reply = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    values = sketches.values
-    return {
-        "context": Sketches.of_counts(values[~is_reply], counts[::2]),
-        "reply": Sketches.of_counts(values[is_reply], counts[1::2]),
-    }
+    """The sketches of each side."""
+    counts, sides = sketches.counts, {}
+    side_of_value = np.repeat(np.arange(len(counts)) % len(SIDES), counts)
+    for number, side in enumerate(SIDES):
+        values = sketches.values[side_of_value == number]
+        sides[side] = Sketches.of_counts(values, counts[number :: len(SIDES)])
+    return sides

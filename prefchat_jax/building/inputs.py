@@ -1,5 +1,6 @@
 """Inputs: files and folders to pieces of lines that processes can share."""
 
+import collections
 import gzip
 import hashlib
 import os
@@ -21,6 +22,7 @@ class Piece(NamedTuple):
 
     Attributes:
       number: place of the file among all, and of the piece in the file.
+      is_holdout: whether its rows are only compared with.
       path: the file.
       source: what its rows are called, if they do not say.
       start: first byte.
@@ -29,6 +31,7 @@ class Piece(NamedTuple):
     """
 
     number: tuple[int, int]
+    is_holdout: bool
     path: str
     source: str
     start: int
@@ -42,43 +45,49 @@ class Piece(NamedTuple):
 
 
 def find_inputs(
-    paths: Sequence[str | os.PathLike], *, skip_missing: bool, apart: Sequence[str]
+    paths: Sequence[str | os.PathLike],
+    *,
+    outputs: Sequence[pathlib.Path],
+    skip_missing: bool | None = None,
 ) -> tuple[list[str], list[str]]:
-    """The files that paths name, each once, and the paths that do not exist.
+    """The files that paths name, each once, and the paths that were left out.
 
     Args:
       paths: files, and folders that are searched for JSONL files, in order.
-      skip_missing: whether a path may be missing.
-      apart: files that a folder may hold but that are no inputs: the outputs.
+      outputs: files that a folder may hold but that are no inputs.
+      skip_missing: whether a path may be missing; None for paths that must exist.
 
     Raises:
-      UserError: a path is missing, is an output, or a folder has no JSONL file.
+      UserError: a path is missing, is an output or no file, or a folder has no
+        JSONL file.
     """
-    outputs = {pathlib.Path(path).resolve() for path in apart}
+    written = {path.resolve() for path in outputs}
     files: dict[pathlib.Path, str] = {}
-    missing = []
+    left_out = []
     for path in map(pathlib.Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES))
-            inside = [p for p in inside if p.resolve() not in outputs]
+            found = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES))
+            inside = [p for p in found if p.is_file() and p.resolve() not in written]
+            left_out += [str(p) for p in found if p not in inside]
             if not inside:
                 raise UserError(f"{path}: the folder holds no .jsonl or .jsonl.gz.")
-        elif path.exists():
-            if path.resolve() in outputs:
-                raise UserError(f"{path} is an input and the output: name another.")
+        elif path.is_file():
+            if path.resolve() in written:
+                raise UserError(f"{path} is read, and the output: name another.")
             inside = [path]
+        elif path.exists():
+            raise UserError(f"{path} is no regular file: save it first.")
         elif skip_missing:
-            missing.append(str(path))
+            left_out.append(str(path))
             continue
         else:
-            raise UserError(
-                f"{path}: no such file. Check the path, or give --skip_missing_inputs."
-            )
+            hint = "" if skip_missing is None else ", or give --skip_missing_inputs"
+            raise UserError(f"{path}: no such file. Check the path{hint}.")
         for file in inside:
             files.setdefault(file.resolve(), str(file))
     if not files:
         raise UserError("None of the inputs exists: there is nothing to build from.")
-    return list(files.values()), missing
+    return list(files.values()), left_out
 
 
 def source_names(paths: Sequence[str]) -> list[str]:
@@ -87,27 +96,27 @@ def source_names(paths: Sequence[str]) -> list[str]:
     No folder of this machine gets into the corpus unless it has to.
     """
     parts = [pathlib.PurePath(path).parts for path in paths]
-    names = []
-    for own in parts:
-        others = [other for other in parts if other != own]
-        length = 1
-        while length < len(own) and any(
-            _stem(other[-length:]) == _stem(own[-length:]) for other in others
-        ):
-            length += 1
-        names.append(_stem(own[-length:]))
-    return names
+    names: list[str] = [""] * len(paths)
+    for length in range(1, 1 + max(map(len, parts), default=0)):
+        stems = [_stem(own[-length:]) for own in parts]
+        counts = collections.Counter(stems)
+        for number, stem in enumerate(stems):
+            if not names[number] and counts[stem] == 1:
+                names[number] = stem
+    return [name or path for name, path in zip(names, paths, strict=True)]
 
 
-def pieces_of(number: int, path: str, source: str, *, whole: bool) -> list[Piece]:
+def pieces_of(
+    number: int, path: str, source: str, *, whole: bool, is_holdout: bool
+) -> list[Piece]:
     """Cuts a file into pieces; a `.gz` file, or a `whole` one, is one piece."""
     stat = os.stat(path)
     stamp = stat.st_size, stat.st_mtime_ns
     if whole or path.endswith(".gz"):
-        return [Piece((number, 0), path, source, 0, None, stamp)]
+        return [Piece((number, 0), is_holdout, path, source, 0, None, stamp)]
     starts = range(0, max(stat.st_size, 1), PIECE)
     return [
-        Piece((number, i), path, source, start, start + PIECE, stamp)
+        Piece((number, i), is_holdout, path, source, start, start + PIECE, stamp)
         for i, start in enumerate(starts)
     ]
 

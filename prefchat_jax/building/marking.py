@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from prefchat_jax.building.duplicates import (
     partitions,
 )
 from prefchat_jax.building.expand import expand_part
+from prefchat_jax.building.fingerprints import SIDES
 from prefchat_jax.building.parts import Column, WorkFolder
 from prefchat_jax.building.processes import Processes
 from prefchat_jax.building.sample import draws, threshold
@@ -30,8 +31,10 @@ from prefchat_jax.building.table import (
     NOT_DRAWN,
     Table,
 )
+from prefchat_jax.errors import UserError
 from prefchat_jax.text.hashing import mix
 
+_CONTEXT = ("question", "history")
 _MORE = 1.3  # Variants made for each one that is wanted; some are none.
 
 
@@ -56,12 +59,12 @@ class Job:
 
 def row_columns(scan: ScanSettings) -> list[str]:
     """The columns of rows that the steps and the report need."""
-    names = ["pair_key", "source", "label", "asked", "replied"]
+    names = ["pair_key", "source", "line", "label", "asked", "replied"]
     if "context" in scan.views:
-        names.append("context_key")
+        names += ["context_key", "question_key", "has_history"]
     if scan.banding:
-        names += [f"{view}_bands" for view in scan.views]
-        names += [f"{side}_{what}" for side in _SIDES for what in ("values", "edges")]
+        names += ["verdict", *(f"{view}_bands" for view in scan.views)]
+        names += [f"{side}_{what}" for side in SIDES for what in ("values", "edges")]
     return [*names, "is_code"] if scan.finds_code else names
 
 
@@ -69,55 +72,85 @@ def pair_columns(scan: ScanSettings) -> list[str]:
     """The columns of preference pairs that the steps and the report need."""
     names = ["preference_key", "comparison_key", "preference_order"]
     if "context" in scan.views:
-        names.append("preference_context_key")
+        names += ["preference_context_key", "preference_question_key"]
     return [*names, "preference_source", "length_sign"]
 
 
-_SIDES = ("context", "reply")
+def check_sources(rows: Table, config: BuildConfig) -> None:
+    """Raises `UserError` for a weight of a source that does not occur."""
+    names = rows.names["sources"]
+    for name in config.weight_of_source:
+        if name not in names:
+            raise UserError(
+                f"--source_weights {name}: no such source; there are "
+                f"{', '.join(sorted(names)[:20])}."
+            )
 
 
-def drop_held_out(rows: Table, job: Job, *, near: bool = True) -> None:
-    """Marks the rows whose context a held-out file has, exactly or nearly."""
-    first = job.holdout_rows
+def drop_held_out(rows: Table, job: Job, *, near: bool = True) -> list[Pairs]:
+    """Marks the rows that a held-out file has, exactly or nearly.
+
+    A held-out question without history is looked for in every row, whatever was
+    said before it; one with history only where that is alike.
+
+    Returns:
+      Which held-out row each marked row matches.
+    """
+    first, found = job.holdout_rows, []
     if not first:
-        return
-    rows.mark(slice(0, first), KEPT)  # So that they take part.
-    comparison = Comparison(rows.state, before=first)
-    keys = rows.columns["context_key"]
-    rows.mark(_exact(keys, comparison, job).right, HELD_OUT)
-    if near and job.scan.banding:
-        rows.mark(_near(rows, "context", comparison, job).right, HELD_OUT)
+        return found
+    has_history = np.flatnonzero(rows["has_history"][:first])
+    alone = np.flatnonzero(~rows["has_history"][:first])
+    for held, key, sides in (
+        (alone, "question_key", ("question",)),
+        (has_history, "context_key", ("question", "history")),
+    ):
+        rows.mark(slice(0, first), HOLDOUT)
+        rows.mark(held, KEPT)  # So that they take part.
+        comparison = Comparison(rows.state, before=first)
+        found.append(_exact(rows.columns[key], comparison, job))
+        rows.mark(found[-1].right, HELD_OUT)
+        if near and job.scan.banding:
+            found.append(_near(rows, "context", sides, comparison, job))
+            rows.mark(found[-1].right, HELD_OUT)
     rows.mark(slice(0, first), HOLDOUT)
+    return found
 
 
 def drop_held_out_pairs(pairs: Table, rows: Table, job: Job) -> None:
     """Marks the preference pairs whose context a held-out file has exactly."""
     if not job.holdout_rows or not len(pairs):
         return
-    held = set(map(bytes, rows["context_key"][: job.holdout_rows]))
-    for block in pairs.blocks():
-        keys = map(bytes, pairs["preference_context_key"][block])
-        found = [row for row, key in enumerate(keys, block.start) if key in held]
-        pairs.mark(np.array(found, np.int64), HELD_OUT)
+    has_history = rows["has_history"][: job.holdout_rows]
+    for name, held in (("question_key", ~has_history), ("context_key", has_history)):
+        keys = set(map(bytes, rows[name][: job.holdout_rows][held]))
+        for block in pairs.blocks():
+            own = map(bytes, pairs[f"preference_{name}"][block])
+            found = [row for row, key in enumerate(own, block.start) if key in keys]
+            pairs.mark(np.array(found, np.int64), HELD_OUT)
 
 
-def drop_duplicates(rows: Table, job: Job) -> Pairs:
+def drop_duplicates(rows: Table, job: Job) -> list[Pairs]:
     """Marks the rows that repeat an earlier one; returns which repeats which."""
-    view, comparison = job.config.dedupe_on, Comparison(rows.state)
-    exact = _exact(rows.columns[f"{view}_key"], comparison, job)
+    view = job.config.dedupe_on
+    exact = _exact(rows.columns[f"{view}_key"], Comparison(rows.state), job)
     rows.mark(exact.right, DUPLICATE)
     if not job.scan.banding:
-        return exact
-    near = _near(rows, view, comparison, job)
+        return [exact]
+    # A row under another label, or of another annotator, tells something else.
+    same = rows.columns["verdict"] if view == "pair" else None
+    sides = ("question", "reply", "history") if view == "pair" else _CONTEXT
+    near = _near(rows, view, sides, Comparison(rows.state, same=same), job)
     rows.mark(near.right, NEAR_DUPLICATE)
-    return Pairs(*(np.concatenate(side) for side in zip(exact, near, strict=True)))
+    return [exact, near]
 
 
 def drop_pair_duplicates(pairs: Table, job: Job) -> int:
     """Marks repeated preference pairs; returns how many contradict one another."""
     comparison = Comparison(pairs.state)
-    repeated = _exact(pairs.columns["preference_key"], comparison, job)
-    pairs.mark(repeated.right, DUPLICATE)
+    if not job.config.allow_duplicates:
+        repeated = _exact(pairs.columns["preference_key"], comparison, job)
+        pairs.mark(repeated.right, DUPLICATE)
     cuts = partitions(len(pairs), job.config.memory, job.processes.count)
     columns = pairs.columns["comparison_key"], pairs.columns["preference_order"]
     calls = [(*columns, comparison, partition) for partition in cuts]
@@ -176,8 +209,8 @@ def augment(rows: Table, wanted: int, job: Job) -> Table:
         )
     ]
     made = sorted(job.processes.each(expand_part, calls), key=lambda item: item[0])
-    names = [name for name in rows.columns if "_bands" not in name]
-    names = [name for name in names if not name.startswith(_SIDES) or "key" in name]
+    apart = ("_bands", "_values", "_edges")  # Variants are compared exactly.
+    names = [name for name in rows.columns if not name.endswith(apart)]
     before = len(rows)
     longer = Table(
         job.folder.path,
@@ -217,15 +250,13 @@ def _exact(keys: Column, comparison: Comparison, job: Job) -> Pairs:
     return find_exact(keys, comparison, job.config.memory, job.processes)
 
 
-def _near(rows: Table, view: str, comparison: Comparison, job: Job) -> Pairs:
-    sides = _SIDES if view == "pair" else _SIDES[:1]
+def _near(
+    rows: Table, view: str, sides: Sequence[str], comparison: Comparison, job: Job
+) -> Pairs:
     columns = rows.columns
-    sketches = {
-        side: (columns[f"{side}_values"], columns[f"{side}_edges"]) for side in sides
-    }
     return find_near(
         columns[f"{view}_bands"],
-        sketches,
+        [(columns[f"{side}_values"], columns[f"{side}_edges"]) for side in sides],
         job.config.near_duplicates,
         comparison,
         job.config.memory,

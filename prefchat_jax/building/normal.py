@@ -6,7 +6,7 @@ import unicodedata
 # Spaces of every width; line breaks and control characters are no blanks.
 _BLANK = r"[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]"
 _INNER = re.compile(rf"(?<=\S){_BLANK}+(?=\S)")
-_TRAILING = re.compile(rf"{_BLANK}+$", re.MULTILINE)
+_TRAILING = re.compile(rf"(?<!{_BLANK}){_BLANK}+$", re.MULTILINE)
 _GAP = re.compile(r"\n{3,}")
 
 

@@ -53,7 +53,7 @@ def render(report: dict[str, Any]) -> str:
         *_unusable(report),
         *_files(report),
     ]
-    name = report["written"][0]["path"].rpartition("/")[2]
+    name = report["settings"]["output"].rpartition("/")[2]
     return _PAGE.substitute(title=_safe(f"Corpus {name}"), body="\n".join(body))
 
 
@@ -67,7 +67,7 @@ def _reasons(report: dict[str, Any]) -> Iterable[str]:
         ("reason", "rows", "", "examples"),
         (
             (
-                _safe(name.replace("_", " ")),
+                _safe(name),
                 _number(reason["rows"]),
                 _bar(reason["rows"], most),
                 _examples(reason["examples"]),
@@ -100,7 +100,7 @@ def _sources(report: dict[str, Any]) -> Iterable[str]:
                 _share(source["kept"] + source["pairs"], source["in"]),
                 _safe(
                     ", ".join(
-                        f"{count:,} {reason.replace('_', ' ')}"
+                        f"{count:,} {reason}"
                         for reason, count in sorted(
                             source["dropped"].items(), key=lambda item: -item[1]
                         )
@@ -123,8 +123,15 @@ def _clusters(report: dict[str, Any]) -> Iterable[str]:
         "ones. The most repeated:</p>"
     )
     yield _table(
-        ("copies", "row that was kept"),
-        ((_number(c["copies"]), _safe(c["first"])) for c in clusters["largest"]),
+        ("copies", "row that was kept", ""),
+        (
+            (
+                _number(c["copies"]),
+                _safe(c["first"]),
+                f"<code>{_safe(c['place'])}</code>",
+            )
+            for c in clusters["largest"]
+        ),
         figures=(0,),
     )
 

@@ -5,17 +5,21 @@ figures of all parts of a piece are written last and at once: where they exist, 
 piece is done.
 """
 
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from prefchat_jax import __version__
 from prefchat_jax.building.inputs import Piece
+from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
 
+_LOCK = "lock"
 FORMAT = 1  # Raise it when parts of an older version must not be taken up.
 
 Columns = dict[str, np.ndarray]
@@ -69,13 +73,24 @@ class WorkFolder:
 
     def __init__(self, output: str, settings: Any):
         self.path = pathlib.Path(f"{output}.build")
-        wanted = msgspec.json.encode([FORMAT, settings])
+        wanted = msgspec.json.encode([FORMAT, __version__, settings])
         file = self.path / "settings.json"
-        if self.path.exists() and (not file.exists() or file.read_bytes() != wanted):
-            shutil.rmtree(self.path)
+        if self.path.exists() and not file.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not of a build: move it away.")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+        if file.exists() and file.read_bytes() != wanted:
+            for old in self.path.iterdir():
+                if old.name != _LOCK:
+                    old.unlink()
         with write_aside(file) as aside:
             aside.write_bytes(wanted)
+
+    def __enter__(self) -> "WorkFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def finished(self, piece: Piece) -> list[Part] | None:
         """The parts of a piece that an earlier build has read, if it is unchanged."""
@@ -83,18 +98,36 @@ class WorkFolder:
             stamp, parts = msgspec.json.decode(self._record(piece).read_bytes())
         except (OSError, msgspec.DecodeError, ValueError):
             return None
-        if stamp != _stamp(piece):
-            return None
-        return [Part(*part) for part in parts]
+        found = [Part(str(self.path / part[0]), *part[1:]) for part in parts]
+        whole = all(os.path.exists(f"{part.stem}.npz") for part in found)
+        return found if whole and stamp == _stamp(piece) else None
 
     def finish(self, piece: Piece, parts: Sequence[Part]) -> None:
         """Says that a piece is done."""
+        named = [part._replace(stem=pathlib.Path(part.stem).name) for part in parts]
         with write_aside(self._record(piece)) as aside:
-            aside.write_bytes(msgspec.json.encode([_stamp(piece), parts]))
+            aside.write_bytes(msgspec.json.encode([_stamp(piece), named]))
 
     def remove(self) -> None:
         """The build is done: nothing will be taken up."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _locked(self) -> IO[bytes]:
+        """A file that is locked until the process ends."""
+        file = (self.path / _LOCK).open("wb")
+        try:
+            import fcntl
+        except ImportError:  # Not on this system: then two builds are not told apart.
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise UserError(
+                f"{self.path}: another build writes to this output. Wait for it, or "
+                "name another."
+            ) from error
+        return file
 
     def _record(self, piece: Piece) -> pathlib.Path:
         return self.path / f"{piece.name}.json"
@@ -102,7 +135,7 @@ class WorkFolder:
 
 def _stamp(piece: Piece) -> list:
     """What must not have changed for the parts of a piece to be taken up."""
-    return [piece.path, piece.source, piece.start, piece.end, *piece.stamp]
+    return [*piece[1:-1], *piece.stamp]
 
 
 class PartWriter:

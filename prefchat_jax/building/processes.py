@@ -56,17 +56,18 @@ class Processes:
                     result = function(*arguments)
                 yield number, result
             return
-        waiting = {
-            self._pool.submit(function, *arguments): number
-            for number, arguments in enumerate(calls)
-        }
         try:
+            waiting = {
+                self._pool.submit(function, *arguments): number
+                for number, arguments in enumerate(calls)
+            }
             for done in concurrent.futures.as_completed(waiting):
                 yield waiting[done], done.result()
         except concurrent.futures.BrokenExecutor as error:
             raise UserError(
-                "A worker process died, perhaps for want of memory: lower --max_memory "
-                "or --workers. What is done stays done; run the command again."
+                "A worker process died: for want of memory (lower --max_memory or "
+                "--workers), or since a script calls build() outside of `if __name__ "
+                '== "__main__"`. What is done stays done; run it again.'
             ) from error
 
 

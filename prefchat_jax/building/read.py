@@ -11,6 +11,7 @@ from prefchat_jax.building.parts import Part, WorkFolder
 from prefchat_jax.building.processes import Processes
 from prefchat_jax.building.scan import scan_piece
 from prefchat_jax.building.tally import Tally
+from prefchat_jax.errors import UserError
 
 
 class Progress(Protocol):
@@ -53,12 +54,14 @@ class Corpora(NamedTuple):
 
     Attributes:
       parts: in the order of the inputs; those of held-out files come first.
+      places: file of each part, and the lines of the file before its piece.
       holdout_rows: how many rows the held-out files have.
       files: the inputs, and the held-out files.
       tally: counts of the inputs.
     """
 
     parts: list[Part]
+    places: list[tuple[str, int]]
     holdout_rows: int
     files: list[InputFile]
     holdout_files: list[InputFile]
@@ -86,16 +89,26 @@ def read(
             zip(paths, source_names(paths), strict=True)
         )
         for piece in pieces_of(
-            number, path, source, whole=whole and number >= len(holdout)
+            number,
+            path,
+            source,
+            whole=whole and number >= len(holdout),
+            is_holdout=number < len(holdout),
         )
     ]
     with concurrent.futures.ThreadPoolExecutor(1) as hasher:  # While others scan.
         digests = [hasher.submit(digest_of, path) for path in paths]
-        parts = _scan(pieces, len(holdout), folder, settings, processes, progress)
+        try:
+            parts = _scan(pieces, folder, settings, processes, progress)
+        except BaseException:
+            hasher.shutdown(wait=False, cancel_futures=True)
+            raise
     lines, files, tally = [0] * len(paths), [], Tally()
+    places: list[tuple[str, int]] = []
     for piece, of_piece in zip(pieces, parts, strict=True):
         number = piece.number[0]
         for part in of_piece:
+            places.append((piece.path, lines[number]))
             if number >= len(holdout):
                 tally.add(_tally(part), piece.path, lines[number])
         lines[number] += sum(part.figures["lines"] for part in of_piece)
@@ -103,10 +116,13 @@ def read(
         size = pathlib.Path(path).stat().st_size
         digest = digests[number].result()
         files.append(InputFile(path, size, lines[number], digest))
-    split = sum(piece.number[0] < len(holdout) for piece in pieces)
+    split = sum(piece.is_holdout for piece in pieces)
     held = [part for of_piece in parts[:split] for part in of_piece]
+    if holdout and not sum(part.rows for part in held):
+        raise UserError(f"{', '.join(holdout)}: no row to hold out. Check the file.")
     return Corpora(
         [part for of_piece in parts for part in of_piece],
+        places,
         sum(part.rows for part in held),
         files[len(holdout) :],
         files[: len(holdout)],
@@ -116,7 +132,6 @@ def read(
 
 def _scan(
     pieces: Sequence[Piece],
-    holdouts: int,
     folder: WorkFolder,
     settings: ScanSettings,
     processes: Processes,
@@ -131,22 +146,14 @@ def _scan(
     found = [folder.finished(piece) for piece in pieces]
     todo = [number for number, parts in enumerate(found) if parts is None]
     if found and len(todo) < len(pieces):
-        done = {piece.number[0] for piece in pieces} - {
-            pieces[number].number[0] for number in todo
-        }
-        progress.notice(f"goes on where it was stopped: {len(done)} files are read")
+        done = len(pieces) - len(todo)
+        progress.notice(
+            f"goes on where it was stopped: {done} of {len(pieces)} pieces are read"
+        )
     for number, parts in enumerate(found):
         if parts is not None:
             progress.advance(sizes[number], sum(part.rows for part in parts))
-    calls = [
-        (
-            pieces[number],
-            str(folder.path),
-            settings,
-            pieces[number].number[0] < holdouts,
-        )
-        for number in todo
-    ]
+    calls = [(pieces[number], str(folder.path), settings) for number in todo]
     for call, parts in processes.each(scan_piece, calls):
         number = todo[call]
         folder.finish(pieces[number], parts)

@@ -16,6 +16,7 @@ from prefchat_jax.building.config import BuildConfig
 from prefchat_jax.building.duplicates import Pairs
 from prefchat_jax.building.read import Corpora
 from prefchat_jax.building.table import KEPT, REASONS, Table
+from prefchat_jax.building.tally import SHOWN
 from prefchat_jax.building.write import Written
 from prefchat_jax.files import write_aside
 
@@ -46,7 +47,8 @@ class Figures:
       rows: all rows, the held-out ones first, the variants last.
       pairs: all preference pairs.
       originals: how many rows are no variants.
-      repeated: rows that repeat another one, or None if that was not asked.
+      held_out: rows that match a held-out one, exactly or nearly.
+      repeated: rows that repeat another one: exactly, and nearly.
       contradictions: comparisons that were judged both ways.
     """
 
@@ -54,7 +56,8 @@ class Figures:
     rows: Table
     pairs: Table
     originals: int
-    repeated: Pairs | None
+    held_out: Sequence[Pairs]
+    repeated: Sequence[Pairs]
     contradictions: int
 
 
@@ -124,19 +127,29 @@ def write(report: Report, paths: Outputs) -> None:
         aside.write_text(page.render(report), "utf-8")
 
 
-def nothing_left(figures: Figures) -> str:
-    """One line about a build that would write an empty corpus."""
+def is_stale(paths: Outputs, written: Sequence[Written]) -> bool:
+    """Whether an earlier build of this output wrote pairs, and this one none."""
+    names = [file.path for file in written]
+    if str(paths.preferences) in names or not paths.preferences.exists():
+        return False
+    try:
+        before = msgspec.json.decode(paths.json.read_bytes())["written"]
+    except (OSError, msgspec.DecodeError, LookupError, TypeError):
+        return False
+    return any(file["path"] == str(paths.preferences) for file in before)
+
+
+def nothing_left(figures: Figures, paths: Outputs) -> str:
+    """One line about a build that has nothing to write."""
     tally = figures.corpora.tally
     total = sum(tally.rows.values())
     if not total:
         return "The inputs hold no rows: give one JSON object a line."
-    reasons = [
-        f"{reason['rows']} {name}" for name, reason in list(_reasons(figures).items())
-    ]
+    reasons = [f"{r['rows']} {name}" for name, r in _reasons(figures).items()]
     first = f" (first: {' '.join(tally.unusable[0])})" if tally.unusable else ""
     return (
-        f"None of {total} rows is left: {', '.join(reasons[:3])}{first}. Mend the "
-        "inputs, or see --skip_filters."
+        f"None of {total} rows is left: {', '.join(reasons[:3])}{first}. See "
+        f"{paths.html}."
     )
 
 
@@ -175,7 +188,7 @@ def _reasons(figures: Figures) -> dict[str, Any]:
     for source in _sources(figures).values():
         for reason, count in source["dropped"].items():
             counts[reason] = counts.get(reason, 0) + count
-    excerpts = figures.corpora.tally.excerpts
+    excerpts = figures.corpora.tally.excerpts | _matches(figures)
     order = sorted(counts, key=lambda reason: (-counts[reason], reason))
     return {
         reason: {"rows": counts[reason], "examples": excerpts.get(reason, [])}
@@ -183,28 +196,62 @@ def _reasons(figures: Figures) -> dict[str, Any]:
     }
 
 
+def _matches(figures: Figures) -> dict[str, list[list[str]]]:
+    """The first rows that match another one, by reason: place, words, text."""
+    found = {"held_out": figures.held_out}
+    found |= {
+        name: [pairs]
+        for name, pairs in zip(
+            ("duplicate", "near_duplicate"), figures.repeated, strict=False
+        )
+    }
+    return {
+        reason: [
+            [
+                _place(figures, right),
+                f"is like {_place(figures, left)}, {_text(figures, left)}",
+                _text(figures, right),
+            ]
+            for pairs in of_reason
+            for left, right in zip(
+                pairs.left[:SHOWN].tolist(), pairs.right[:SHOWN].tolist(), strict=True
+            )
+        ][:SHOWN]
+        for reason, of_reason in found.items()
+    }
+
+
+def _place(figures: Figures, row: int) -> str:
+    """`file:line` of an original row."""
+    part = int(np.searchsorted(figures.rows.edges, row, "right")) - 1
+    path, before = figures.corpora.places[part]
+    return f"{path}:{before + int(figures.rows['line'][row])}"
+
+
+def _text(figures: Figures, row: int) -> str:
+    said = msgspec.json.decode(figures.rows.line(row))
+    return f"{said['user'][:80]} | {said.get('assistant', '')[:120]}"
+
+
 def _clusters(figures: Figures) -> dict[str, Any] | None:
     """How many rows say the same, and the largest such clusters."""
-    if figures.repeated is None:
+    if not figures.repeated:
         return None
-    firsts, sizes = np.unique(figures.repeated.left, return_counts=True)
-    order = np.argsort(-sizes, kind="stable")[:_CLUSTERS]
+    left = np.concatenate([pairs.left for pairs in figures.repeated])
+    firsts, sizes = np.unique(left, return_counts=True)
+    order = np.argsort(-sizes, kind="stable")[:_CLUSTERS].tolist()
     return {
         "clusters": len(firsts),
         "rows": int(sizes.sum()),
         "largest": [
             {
                 "copies": int(sizes[i]),
-                "first": _excerpt(figures.rows.line(int(firsts[i]))),
+                "place": _place(figures, int(firsts[i])),
+                "first": _text(figures, int(firsts[i])),
             }
             for i in order
         ],
     }
-
-
-def _excerpt(line: bytes) -> str:
-    row = msgspec.json.decode(line)
-    return f"{row['user'][:80]} | {row.get('assistant', '')[:120]}"
 
 
 def _lengths(rows: Table, name: str) -> list[int]:
@@ -230,20 +277,22 @@ def _labels(rows: Table) -> dict[str, Any]:
 
 def _preferences(figures: Figures) -> dict[str, Any]:
     """How often the longer reply was chosen, for each source."""
-    pairs = figures.pairs
-    source, sign = pairs["preference_source"], pairs["length_sign"]
-    state = pairs.state.open()
-    bias = {}
-    for number, name in enumerate(pairs.names["sources"]):
-        signs = sign[(source == number) & (state == KEPT)] if len(pairs) else sign
-        if len(signs):
-            bias[name] = {
-                "pairs": len(signs),
-                "longer_chosen": round(float(np.mean(signs > 0)), 4),
-                "shorter_chosen": round(float(np.mean(signs < 0)), 4),
-            }
+    pairs, names = figures.pairs, figures.pairs.names["sources"]
+    counts = np.zeros((len(names), 3), np.int64)  # Shorter, equal, longer.
+    for block in pairs.blocks():
+        kept = pairs.state.open()[block] == KEPT
+        places = 3 * pairs["preference_source"][block] + pairs["length_sign"][block] + 1
+        counts += np.bincount(places[kept], minlength=counts.size).reshape(-1, 3)
     return {
         "pairs": pairs.count(KEPT),
         "contradictions": figures.contradictions,
-        "length_bias": bias,
+        "length_bias": {
+            name: {
+                "pairs": int(of_source.sum()),
+                "longer_chosen": round(float(of_source[2] / of_source.sum()), 4),
+                "shorter_chosen": round(float(of_source[0] / of_source.sum()), 4),
+            }
+            for name, of_source in zip(names, counts, strict=True)
+            if of_source.any()
+        },
     }

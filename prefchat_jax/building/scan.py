@@ -19,7 +19,7 @@ from prefchat_jax.building.describe import (
     texts_of,
 )
 from prefchat_jax.building.filters import damage, exchange_of, objection, refuses
-from prefchat_jax.building.fingerprints import exact_keys, text_of_context
+from prefchat_jax.building.fingerprints import exact_keys, sides_of
 from prefchat_jax.building.inputs import LONGEST_LINE, Piece, read_lines
 from prefchat_jax.building.normal import normalize
 from prefchat_jax.building.parts import Columns, Part, PartWriter
@@ -39,25 +39,24 @@ from prefchat_jax.text.hashing import byte_buffer
 _BLOCK = 512  # Lines scanned at once: keeps the buffers inside the cache.
 _PART = 2**25  # Bytes of lines after which a new part begins.
 
-_tidy = functools.lru_cache(maxsize=4096)(normalize)  # Turns come back as history.
+_BLOCK_BYTES = 2**22
+_SHORT = 1000  # Characters of a text that is remembered.
+_remembered = functools.lru_cache(maxsize=4096)(normalize)
 _encode = msgspec.json.Encoder().encode
 
 
-def scan_piece(
-    piece: Piece, folder: str, settings: ScanSettings, is_holdout: bool = False
-) -> list[Part]:
+def scan_piece(piece: Piece, folder: str, settings: ScanSettings) -> list[Part]:
     """Reads a piece and writes its parts.
 
     Args:
       piece: where the lines are.
       folder: where the parts go.
       settings: what to keep and what to note of it.
-      is_holdout: the rows are only compared with, so none is filtered.
 
     Raises:
       UserError: the file cannot be read.
     """
-    scanner = Scanner(settings, piece.source, is_holdout=is_holdout)
+    scanner = Scanner(settings, piece.source, is_holdout=piece.is_holdout)
     numbered = enumerate(read_lines(piece), start=1)
     parts: list[Part] = []
     while not parts or not scanner.is_done:
@@ -73,14 +72,17 @@ class Scanner:
     Args:
       settings: what to keep and what to note of it.
       source: of rows that name none.
-      is_holdout: whether the filters are off.
+      is_holdout: the rows are only compared with, so none is dropped or capped.
     """
 
     def __init__(self, settings: ScanSettings, source: str, *, is_holdout: bool):
         self._settings = settings
         self._source = source
+        self._is_holdout = is_holdout
         self._filters = not is_holdout and "all" not in settings.skip_filters
-        self._left = settings.max_rows
+        self._drops_personal = not is_holdout and settings.personal_data == "drop"
+        self._masks = settings.personal_data == "mask"
+        self._left = None if is_holdout else settings.max_rows
         self.is_done = False
 
     def scan(
@@ -89,11 +91,10 @@ class Scanner:
         """Fills one part; `is_done` tells whether lines are left."""
         tally = Tally()
         while writer.size < _PART:
-            block = list(itertools.islice(numbered, _BLOCK))
+            block = list(_block(numbered))
             self.is_done = not block or self._left == 0
             if self.is_done:
                 break
-            tally.lines += len(block)
             rows, pairs = self._read(block, tally)
             writer.add("rows", *self._rows(rows, tally))
             writer.add("pairs", *self._pairs(pairs, tally))
@@ -109,6 +110,7 @@ class Scanner:
         for number, line in block:
             if self._left == 0:
                 break
+            tally.lines += 1
             if line == b"":
                 continue
             before = len(rows) + len(pairs)
@@ -117,12 +119,19 @@ class Scanner:
                     raise Unusable(f"is longer than {LONGEST_LINE >> 20} MiB")
                 row = decode_row(line)
                 if is_preference(row):
-                    pairs += [(number, pair) for pair in pairs_of(row, source)]
+                    found = pairs_of(row, source)
+                    if self._is_holdout:  # Only its context is compared with.
+                        found = found[:1]
+                        rows += [(number, Example(p.context, p.chosen)) for p in found]
+                    else:
+                        pairs += [(number, pair) for pair in found]
                 else:
                     for example in examples_of(row, "", source):
                         rows.append((number, example))
             except Unusable as error:
                 tally.fault(source, number, str(error), line or b"")
+            except (RecursionError, OverflowError) as error:
+                tally.fault(source, number, f"cannot be read ({error})", line or b"")
             if self._left is not None:
                 self._left = max(0, self._left - (len(rows) + len(pairs) - before))
         return rows, pairs
@@ -139,12 +148,16 @@ class Scanner:
             row if len(row.context) <= turns else _cut(row, turns) for _, row in rows
         ]
         tally.count(row.source for row in examples)
-        buffer, starts = byte_buffer(texts_of(examples))
-        look = np.any(untidy(buffer, starts).reshape(-1, 2), axis=1)
+        texts = texts_of(examples)
+        buffer, starts = byte_buffer(texts)
+        # Lower case makes ASCII of some letters: ask the texts as they were.
+        is_plain = np.fromiter(map(str.isascii, texts), bool, len(texts))
+        look = np.any((untidy(buffer, starts) | ~is_plain).reshape(-1, 3), axis=1)
         if self._filters:
             look |= objectionable(buffer, starts, settings.limits)
         kept: list[Example] = []
-        changed = settings.personal_data == "mask"
+        numbers: list[int] = []
+        changed = self._masks
         for (number, _), row, suspicious in zip(rows, examples, look, strict=True):
             if suspicious:
                 normal = _normal(row)
@@ -152,40 +165,45 @@ class Scanner:
                 row = normal
             elif not self._may_go(row):
                 kept.append(row)
+                numbers.append(number)
                 continue
             row, reason = self._judge(row)
             if reason:
-                text = f"{row.question} | {row.response}"
+                text = self._shown(f"{row.question} | {row.response}")
                 tally.drop(row.source, reason[0], number, reason[1], text)
             else:
                 kept.append(row)
+                numbers.append(number)
         if changed or len(kept) < len(rows):
             buffer, starts = byte_buffer(texts_of(kept))
         lines = map(chat_row, kept)
-        return describe(lines, kept, buffer, starts, settings, tally)
+        return describe(lines, numbers, kept, buffer, starts, settings, tally)
 
     def _may_go(self, row: Example) -> bool:
         """Whether a row that has passed the screen must still be judged."""
-        if not self._filters:
-            return False
-        return self._settings.personal_data != "keep" or refuses(row.response)
+        if self._masks or self._drops_personal:
+            return True
+        return self._filters and refuses(row.response)
 
     def _judge(self, row: Example) -> tuple[Example, tuple[str, str] | None]:
         """The row, masked if that is wanted, and why it must go."""
         settings = self._settings
-        if not self._filters:
-            return row, None
-        exchange = exchange_of(row)
-        reason = objection(exchange, settings.limits, without=settings.skip_filters)
-        if reason or settings.personal_data == "keep":
-            return row, reason
-        if settings.personal_data == "mask":
-            turns = tuple(Turn(t.role, mask_personal(t.content)) for t in row.context)
-            response = mask_personal(row.response)
-            return row._replace(context=turns, response=response), None
+        if self._filters:
+            exchange = exchange_of(row)
+            skipped = settings.skip_filters
+            if reason := objection(exchange, settings.limits, without=skipped):
+                return row, reason
         texts = (*(turn.content for turn in row.context), row.response)
-        found = [item for text in texts for item in find_personal(text)]
-        return row, ("personal_data", f"holds {found[0]!r}") if found else None
+        if self._drops_personal and (found := _personal(texts)):
+            return row, found
+        if self._masks:
+            turns = tuple(Turn(t.role, mask_personal(t.content)) for t in row.context)
+            row = row._replace(context=turns, response=mask_personal(row.response))
+        return row, None
+
+    def _shown(self, text: str) -> str:
+        """A text for the report, which shows no personal data that is not kept."""
+        return text if self._settings.personal_data == "keep" else mask_personal(text)
 
     def _pairs(
         self, pairs: Sequence[tuple[int, PreferencePair]], tally: Tally
@@ -195,12 +213,15 @@ class Scanner:
         tally.count(pair.source for _, pair in pairs)
         for number, pair in pairs:
             pair = pair._replace(
-                context=tuple(Turn(t.role, _tidy(t.content)) for t in pair.context),
-                chosen=_tidy(pair.chosen),
-                rejected=_tidy(pair.rejected),
+                context=tuple(
+                    Turn(t.role, _tidied(t.content))
+                    for t in pair.context[-self._settings.max_turns - 1 :]
+                ),
+                chosen=normalize(pair.chosen),
+                rejected=normalize(pair.rejected),
             )
             if reason := self._pair_objection(pair):
-                text = f"{pair.chosen} | {pair.rejected}"
+                text = self._shown(f"{pair.chosen} | {pair.rejected}")
                 tally.drop(pair.source, reason[0], number, reason[1], text)
             else:
                 kept.append(self._masked(pair))
@@ -211,7 +232,9 @@ class Scanner:
         columns = {
             "preference_key": np.array([k for k, _ in keys], np.uint64).reshape(-1, 2),
             "comparison_key": np.array([k for _, k in keys], np.uint64).reshape(-1, 2),
-            "preference_order": np.array([p.chosen < p.rejected for p in kept], bool),
+            "preference_order": np.array(
+                [p.chosen.lower() < p.rejected.lower() for p in kept], bool
+            ),
             "preference_source": np.array(
                 [sources.setdefault(pair.source, len(sources)) for pair in kept],
                 np.uint32,
@@ -226,9 +249,10 @@ class Scanner:
             ),
         }
         if "context" in self._settings.views:
-            contexts = [t for p in kept for t in (text_of_context(p.context), "")]
-            keys = exact_keys(*byte_buffer(contexts), ("context",))["context_key"]
-            columns["preference_context_key"] = keys
+            texts = [text for pair in kept for text in sides_of(pair.context, "")]
+            views = ("context", "question")
+            for name, found in exact_keys(*byte_buffer(texts), views).items():
+                columns[f"preference_{name}"] = found
         return [_encode(pair_row(pair)) + b"\n" for pair in kept], columns
 
     def _pair_objection(self, pair: PreferencePair) -> tuple[str, str] | None:
@@ -239,14 +263,10 @@ class Scanner:
             for text in texts:
                 if words := damage(text):
                     return "encoding", words
-        if self._filters and self._settings.personal_data == "drop":
-            for text in texts:
-                if found := find_personal(text):
-                    return "personal_data", f"holds {found[0]!r}"
-        return None
+        return _personal(texts) if self._drops_personal else None
 
     def _masked(self, pair: PreferencePair) -> PreferencePair:
-        if not self._filters or self._settings.personal_data != "mask":
+        if not self._masks:
             return pair
         return pair._replace(
             context=tuple(Turn(t.role, mask_personal(t.content)) for t in pair.context),
@@ -255,20 +275,45 @@ class Scanner:
         )
 
 
+def _tidied(text: str) -> str:
+    """`normalize` for turns, which come back as the history of later rows."""
+    return _remembered(text) if len(text) <= _SHORT else normalize(text)
+
+
+def _personal(texts: Iterable[str]) -> tuple[str, str] | None:
+    for text in texts:
+        if found := find_personal(text):
+            kind = "an e-mail address" if "@" in found[0] else "a phone number"
+            return "personal_data", f"holds {kind}"
+    return None
+
+
+def _block(
+    numbered: Iterator[tuple[int, bytes | None]],
+) -> Iterator[tuple[int, bytes | None]]:
+    """The next lines, as many as make a block."""
+    size = 0
+    for number, line in itertools.islice(numbered, _BLOCK):
+        yield number, line
+        size += len(line or b"")
+        if size > _BLOCK_BYTES:
+            return
+
+
 def _cut(row: Example, turns: int) -> Example:
     return row._replace(context=row.context[-turns:])
 
 
 def _normal(row: Example) -> Example:
-    context = tuple(Turn(turn.role, _tidy(turn.content)) for turn in row.context)
+    context = tuple(Turn(turn.role, _tidied(turn.content)) for turn in row.context)
     return row._replace(context=context, response=normalize(row.response))
 
 
 def _pair_keys(pair: PreferencePair) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of what was judged and how, and of what was judged alone."""
-    context = text_of_context(pair.context)
     replies = [pair.chosen, pair.rejected]
-    texts = [context, "\x1f".join([*replies, pair.annotator])]
-    texts += [context, "\x1f".join(sorted(text.lower() for text in replies))]
+    judged = "\x1f".join([*replies, pair.annotator])
+    compared = "\x1f".join(sorted(text.lower() for text in replies))
+    texts = [*sides_of(pair.context, judged), *sides_of(pair.context, compared)]
     keys = exact_keys(*byte_buffer(texts), ("pair",))["pair_key"]
     return keys[0], keys[1]

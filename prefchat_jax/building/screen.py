@@ -39,19 +39,18 @@ def objectionable(buffer: np.ndarray, starts: np.ndarray, limits: Limits) -> np.
     """Rows to which a filter may object, if their texts are not `untidy`.
 
     Args:
-      buffer: bytes of context, reply, context, reply, ...
-      starts: `[2 n]` where each begins.
+      buffer: bytes of history, question, reply, history, ...
+      starts: `[3 n]` where each begins.
       limits: thresholds of the filters.
 
     Returns:
       bool `[n]`. False is a proof, True is a suspicion.
     """
     found = np.append(_runs(buffer, limits.max_char_run + 1), _phrases(buffer))
-    ends = np.append(starts[1:], len(buffer)) - 1
-    asked = (ends - _last_turns(buffer, starts, ends))[::2]
-    replied = (ends - starts)[1::2]
+    lengths = np.diff(starts, append=len(buffer)) - 1
+    asked, replied = lengths[1::3], lengths[2::3]
     return (
-        _texts_at(found, starts).reshape(-1, 2).any(axis=1)
+        _texts_at(found, starts).reshape(-1, 3).any(axis=1)
         | (asked < limits.min_user_chars)
         | (asked > limits.max_user_chars)
         | (replied < limits.min_assistant_chars)
@@ -66,12 +65,6 @@ def _texts_at(places: np.ndarray, starts: np.ndarray) -> np.ndarray:
     marked = np.zeros(len(starts), bool)
     marked[np.searchsorted(starts, places, "right") - 1] = True
     return marked
-
-
-def _last_turns(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Where the last turn of each text begins."""
-    turns = np.append(-1, np.flatnonzero(buffer == TURN[0]))
-    return np.maximum(starts, turns[np.searchsorted(turns, ends) - 1] + 1)
 
 
 def _runs(buffer: np.ndarray, length: int) -> np.ndarray:
@@ -110,8 +103,8 @@ def _few_words(buffer: np.ndarray, starts: np.ndarray, limits: Limits) -> np.nda
     letters = (buffer[begins].astype(np.intp) << 4 ^ second) & (_SLOTS - 1)
     seen = np.zeros((len(starts), _SLOTS), bool)
     seen.reshape(-1)[text * _SLOTS + letters] = True
-    words = np.bincount(text, minlength=len(starts))[1::2]
-    beginnings = np.count_nonzero(seen[1::2], axis=1)
+    words = np.bincount(text, minlength=len(starts))[2::3]
+    beginnings = np.count_nonzero(seen[2::3], axis=1)
     return (
         (words < limits.min_assistant_words)
         | (words > WINDOW)

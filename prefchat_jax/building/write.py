@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,9 +11,8 @@ import numpy as np
 
 from prefchat_jax.building.expand import row_id
 from prefchat_jax.building.inputs import new_digest
-from prefchat_jax.building.parts import Part
+from prefchat_jax.building.parts import Part, WorkFolder
 from prefchat_jax.building.table import KEPT, Table
-from prefchat_jax.files import write_aside
 
 
 class Written(NamedTuple):
@@ -25,20 +25,26 @@ class Written(NamedTuple):
 
 
 def write_lines(
-    table: Table, kind: str, path: pathlib.Path, *, with_ids: bool = False
+    table: Table,
+    kind: str,
+    path: pathlib.Path,
+    folder: WorkFolder,
+    *,
+    with_ids: bool = False,
 ) -> Written:
-    """Writes the kept lines of a table.
+    """Writes the kept lines of a table, in the work folder, and renames the file.
 
     Args:
       table: the rows or the pairs.
       kind: `rows` or `pairs`.
       path: the file.
+      folder: on the same disk; what a killed build leaves goes with it.
       with_ids: whether rows get the `id` by which their variants name them.
     """
     digest, rows, size = new_digest(), 0, 0
     state = table.state.open()
+    aside = folder.path / f"{kind}.written"
     with (
-        write_aside(path) as aside,
         aside.open("wb") as file,
         concurrent.futures.ThreadPoolExecutor(1) as hasher,  # While others are read.
     ):
@@ -52,6 +58,7 @@ def write_lines(
             hashed = hasher.submit(digest.update, data)
             file.write(data)
             rows, size = rows + int(keep.sum()), size + len(data)
+    os.replace(aside, path)
     return Written(str(path), rows, size, digest.hexdigest())
 
 

@@ -16,6 +16,8 @@ from prefchat_jax.building.config import BuildConfig
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output, table
 
+_SHOWN = 3  # Unusable lines, and sources of many, that the console names.
+
 
 def main(argv: Sequence[str]) -> None:
     """Builds a corpus and says what is left of the rows."""
@@ -26,14 +28,17 @@ def main(argv: Sequence[str]) -> None:
     console = output()
     with BuildProgress(console) as progress:
         command = f"prefchat build {shlex.join(argv)}"
-        made = build(config, progress, command)
+        try:
+            made = build(config, progress, command)
+        except KeyboardInterrupt:
+            progress.notice("the same command goes on where this one was stopped")
+            raise
     show(made, console)
-    print_line = lambda text: console.print(text, highlight=False, soft_wrap=True)
     for file in made["written"]:
-        print_line(f"{file['rows']:,} rows in {file['path']}")
-    print_line(f"report: {report.outputs(config.output).html}")
+        _print(console, f"{file['rows']:,} rows in {file['path']}")
+    _print(console, f"report: {report.outputs(config.output).html}")
     if made["rows"]["kept"]:
-        print_line(f"next: prefchat finetune --data {config.output} --output RUN")
+        _print(console, f"next: prefchat finetune --data {config.output} --output RUN")
 
 
 def show(report: dict, console: Console) -> None:
@@ -54,13 +59,18 @@ def show(report: dict, console: Console) -> None:
     )
     console.print(table("sources", ["source", "in", "kept"], sources))
     dropped = [
-        [name.replace("_", " "), f"{reason['rows']:,}"]
-        for name, reason in report["reasons"].items()
+        [name, f"{reason['rows']:,}"] for name, reason in report["reasons"].items()
     ]
     if dropped:
         console.print(table("dropped", ["reason", "rows"], dropped))
-    for place, words in report["unusable"][:3]:
-        console.print(f"note: {place} {words}", highlight=False, soft_wrap=True)
+    for place, words in report["unusable"][:_SHOWN]:
+        _print(console, f"note: {place} {words}")
+    if (more := len(report["unusable"]) - _SHOWN) > 0:
+        _print(console, f"note: {more:,} more lines are no rows: see the report")
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class BuildProgress:
@@ -94,7 +104,7 @@ class BuildProgress:
 
     def notice(self, text: str) -> None:
         """A line that the user should know."""
-        self._console.print(f"note: {text}", highlight=False, soft_wrap=True)
+        _print(self._console, f"note: {text}")
 
     def step(self, name: str, total: int | None = None) -> None:
         """A step begins."""

@@ -3,6 +3,7 @@
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -52,7 +53,9 @@ class TrainingProgress:
 
     def notice(self, text: str) -> None:
         """A line that the user should know."""
-        self._console.print(f"note: {text}", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"note: {text}", highlight=False, soft_wrap=True, markup=False
+        )
 
     def chunk(self, done: int, total: int, metrics: Metrics) -> None:
         """Some micro-batches are through."""
@@ -87,5 +90,5 @@ def table(
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i < text_columns else "right")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     return made

@@ -109,5 +109,7 @@ def _read_flags(config: type, path: pathlib.Path) -> list[str]:
 def _flag(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
+    if isinstance(value, dict):
+        value = [f"{key}={item}" for key, item in value.items()]
     values = value if isinstance(value, list) else [value]
     return [] if value is None else [f"--{name}", *map(str, values)]

@@ -52,12 +52,14 @@ def pairs_of(row: Row, source: str = "") -> list[PreferencePair]:
         return _rated_pairs(row, *named)
     chosen, rejected = _reply(row, "chosen"), _reply(row, "rejected")
     context = _context(row)
-    if context is None:
+    if context:
+        chosen, rejected = _after(context, chosen), _after(context, rejected)
+    else:
         shared = _shared(chosen, rejected)
         context, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if not context:
             raise Unusable("no prompt")
-    texts = _last_text(chosen, "chosen"), _last_text(rejected, "rejected")
+    texts = _only_text(chosen, "chosen"), _only_text(rejected, "rejected")
     scores = _given_scores(row)
     return [PreferencePair(tuple(context), *texts, *named, scores)]
 
@@ -92,7 +94,7 @@ def _rated_pairs(row: Row, source: str, annotator: str) -> list[PreferencePair]:
     if not context:
         raise Unusable("no prompt")
     texts = [
-        _last_text(_turns(response, "a response"), "a response")
+        _only_text(_after(context, _turns(response, "a response")), "a response")
         for response in responses
     ]
     if len(set(scores)) < 2:
@@ -150,12 +152,19 @@ def _shared(left: list[Turn], right: list[Turn]) -> int:
     return same
 
 
-def _last_text(turns: list[Turn], what: str) -> str:
+def _after(context: list[Turn], turns: list[Turn]) -> list[Turn]:
+    """What follows the context, if the turns begin with it."""
+    return turns[len(context) :] if turns[: len(context)] == context else turns
+
+
+def _only_text(turns: list[Turn], what: str) -> str:
     if not turns:
         raise Unusable(f"{what} is empty")
     if turns[-1].role != "assistant":
         raise Unusable(f"{what} does not end with the assistant")
-    return turns[-1].content
+    if len(turns) > 1:
+        raise Unusable(f"{what} parts from the prompt before its last turn")
+    return turns[0].content
 
 
 def _given_scores(row: Row) -> tuple[float, float] | None:

@@ -73,7 +73,7 @@ def read_records(paths: Sequence[str | os.PathLike]) -> Records:
                     f"{where} {error}: mend or delete the line, or let `prefchat "
                     "build` leave it out."
                 ) from error
-            except Unusable as error:
+            except (Unusable, RecursionError, OverflowError) as error:
                 records.unusable += 1
                 if len(records.unusable_places) < _SHOWN:
                     records.unusable_places.append(f"{where} ({error})")

@@ -88,7 +88,7 @@ def examples_of(row: Row, where: str, source: str = "") -> list[Example]:
         for key in DIALOGUE_KEYS:
             if isinstance(row.get(key), list):
                 return _dialogue_examples(row[key], row, where, source)
-    user, response = _first(row, USER_KEYS), _first(row, RESPONSE_KEYS)
+    user, response = _question(row), _first(row, RESPONSE_KEYS)
     label = intent = None
     if not _LABELS.isdisjoint(row):
         label, intent = _label(row), _intent(row)
@@ -192,6 +192,14 @@ def _dialogue_name(turns: Sequence[Turn]) -> str:
     """The same name for the same dialogue, wherever it stands."""
     text = "\x1f".join(turn.content for turn in turns)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _question(row: Row) -> str:
+    """The user's text; of an `instruction` with an `input`, both."""
+    if "instruction" in row and "input" in row:
+        parts = text_of(row["instruction"]), text_of(row["input"])
+        return "\n".join(filter(None, parts))
+    return _first(row, USER_KEYS)
 
 
 def _first(row: Row, keys: Sequence[str]) -> str:

@@ -55,7 +55,7 @@ def word_hashes(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Letters and digits make words; in scripts that set no spaces between words,
     such as Chinese, each character is one. Marks are no words. A hash is made of
-    the first and the last eight bytes of a word, and of its length.
+    the first and the last sixteen bytes of a word, and of its length.
     """
     is_word = is_byte(buffer, _IS_WORD)
     for lead, length in _MARK_LEADS:
@@ -72,7 +72,11 @@ def word_hashes(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lengths = ends - starts
     first = eights[starts + 8] & _LOW_BYTES[np.minimum(lengths, 8)]
     last = eights[ends] & _HIGH_BYTES[np.minimum(lengths, 8)]
-    return starts, mix(first * _ODD ^ last ^ lengths.astype(np.uint64) << np.uint64(56))
+    hashes = first * _ODD ^ last ^ lengths.astype(np.uint64) << np.uint64(56)
+    long = np.flatnonzero(lengths > 16)
+    inner = eights[starts[long] + 16] * _ODD ^ eights[ends[long] - 8]
+    hashes[long] ^= mix(inner)
+    return starts, mix(hashes)
 
 
 def _part_alone(
