@@ -1,4 +1,4 @@
-"""What builds must not do: leak held-out rows, lose labels, touch what is not theirs."""
+"""Hazards of builds: leaking held-out rows, losing labels, touching foreign files."""
 
 import json
 
