@@ -7,7 +7,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from prefchat_jax.errors import UserError
 
@@ -133,11 +133,11 @@ def read_lines(piece: Piece) -> Iterator[bytes | None]:
         with opener(piece.path, "rb") as file:
             if place:  # A line that began before belongs to the piece before.
                 file.seek(place - 1)
-                place += _skip_line(file) - 1
+                place += _skip_line(file, end - place) - 1
             while place < end and (line := file.readline(LONGEST_LINE)):
                 place += len(line)
                 if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                    place += _skip_line(file)
+                    place += _skip_line(file, end - place)
                     yield None
                 else:
                     yield line.strip().removeprefix(b"\xef\xbb\xbf")
@@ -167,10 +167,10 @@ def _stem(parts: Sequence[str]) -> str:
     return name
 
 
-def _skip_line(file) -> int:
-    """Reads to the end of a line; returns the bytes read."""
+def _skip_line(file: IO[bytes], enough: float) -> int:
+    """Reads to the end of a line, or as much as is enough; returns the bytes read."""
     read = 0
-    while part := file.readline(LONGEST_LINE):
+    while read <= enough and (part := file.readline(LONGEST_LINE)):
         read += len(part)
         if part.endswith(b"\n"):
             break
