@@ -3,11 +3,12 @@
 import collections
 import gzip
 import hashlib
+import io
 import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from prefchat_jax.errors import UserError
 
@@ -167,7 +168,7 @@ def _stem(parts: Sequence[str]) -> str:
     return name
 
 
-def _skip_line(file: IO[bytes], enough: float) -> int:
+def _skip_line(file: io.BufferedReader | gzip.GzipFile, enough: float) -> int:
     """Reads to the end of a line, or as much as is enough; returns the bytes read."""
     read = 0
     while read <= enough and (part := file.readline(LONGEST_LINE)):
