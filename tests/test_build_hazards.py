@@ -155,6 +155,13 @@ def test_a_mask_is_not_a_filter_and_reports_hide_what_is_masked(tmp_path):
     assert len(got) == 2 and "ann@" not in (tmp_path / "out.report.html").read_text()
 
 
+def test_a_label_does_not_hide_a_bad_reply(tmp_path):
+    rows = [GOOD, *({"user": f"what is {i}?", "assistant": "ok"} for i in range(3))]
+    rows = [row | {"label": "a label that is long enough"} for row in rows]
+    got, report = build_rows(tmp_path, rows)
+    assert len(got) == 1 and report["reasons"]["reply_length"]["rows"] == 3
+
+
 def test_labels_are_never_lost_to_rows_without(tmp_path):
     rows = [GOOD, GOOD | {"label": "a"}, GOOD | {"label": "A"}, GOOD | {"label": "a"}]
     rows += [GOOD | {"label": "a", "annotator": "ann"}]

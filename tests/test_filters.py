@@ -18,6 +18,7 @@ from prefchat_jax.building.filters import (
     objection,
     refuses,
 )
+from prefchat_jax.building.fingerprints import TEXTS
 from prefchat_jax.building.normal import normalize
 from prefchat_jax.building.personal import find_personal, mask_personal
 from prefchat_jax.building.screen import objectionable, untidy
@@ -155,7 +156,7 @@ def test_personal_data(text, found):
     assert (masked == text) == (not found)
 
 
-TEXTS = st.one_of(
+SAID = st.one_of(
     st.text(string.ascii_letters + "  .,?<&\n\t[!é", max_size=60),
     st.lists(
         st.sampled_from(["very", "good", "an AI", "ooooooooo", "know"]), max_size=30
@@ -169,7 +170,7 @@ TEXTS = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(
-    st.lists(st.tuples(TEXTS, TEXTS, st.booleans()), min_size=1, max_size=8),
+    st.lists(st.tuples(SAID, SAID, st.booleans()), min_size=1, max_size=8),
     st.builds(
         Limits,
         min_user_chars=st.integers(0, 9),
@@ -185,12 +186,14 @@ def test_the_screen_lets_nothing_through(rows, limits):
     """What it calls plain is in normal form, and only `refusal` may object."""
     before = lambda has: ("an earlier turn",) if has else ()
     examples = [
-        _example(asked.strip(), reply.strip(), *before(has))
+        _example(asked.strip(), reply.strip(), *before(has))._replace(
+            label="a label of some length" if has else None
+        )
         for asked, reply, has in rows
         if asked.strip() and reply.strip()
     ]
     buffer, starts = byte_buffer(texts_of(examples))
-    look = untidy(buffer, starts).reshape(-1, 3).any(axis=1)
+    look = untidy(buffer, starts).reshape(-1, TEXTS).any(axis=1)
     look |= objectionable(buffer, starts, limits)
     for example, suspicious in zip(examples, look, strict=True):
         if not suspicious:

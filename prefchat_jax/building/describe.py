@@ -11,6 +11,7 @@ import numpy as np
 from prefchat_jax.building.code import is_code_like
 from prefchat_jax.building.filters import Limits
 from prefchat_jax.building.fingerprints import (
+    TEXTS,
     exact_keys,
     near_columns,
     one_turn,
@@ -20,9 +21,7 @@ from prefchat_jax.building.parts import Columns
 from prefchat_jax.building.tally import Tally
 from prefchat_jax.datasets.rows import Row
 from prefchat_jax.text.dialogue import Example
-from prefchat_jax.text.sketches import TURN, Banding
-
-_LABEL = f"{TURN.decode()}label "
+from prefchat_jax.text.sketches import Banding
 
 _encode = msgspec.json.Encoder().encode
 
@@ -68,7 +67,7 @@ def describe(
       numbers: where they stood in their file.
       examples: the same as examples.
       buffer: lower-case bytes of the examples' `texts_of`.
-      starts: `[3 n]` where each text begins.
+      starts: `[TEXTS * n]` where each text begins.
       settings: which columns are needed.
       tally: numbers the sources and the labels.
     """
@@ -88,7 +87,7 @@ def describe(
     columns |= {
         "source": np.array(source, np.uint32),
         "line": np.array(numbers, np.uint32),
-        "has_history": np.diff(starts)[::3] > 1,
+        "has_history": np.diff(starts)[::TEXTS] > 1,
         "label": np.array(label, np.int32),
         "verdict": np.array([_verdict(e) for e in examples], np.uint64),
         "asked": np.array([len(e.context[-1].content) for e in examples], np.uint32),
@@ -101,26 +100,29 @@ def describe(
 
 
 def texts_of(examples: Iterable[Example]) -> list[str]:
-    """History, question, reply, history, ...
+    """History, question, reply, verdict, history, ...
 
-    The label goes with the reply: a row under another label is no copy.
+    The verdict is the label and who gave it, as written: signs and case count.
     """
-    return [text for e in examples for text in sides_of(e.context, _reply_of(e))]
+    return [
+        text
+        for e in examples
+        for text in (
+            *sides_of(e.context, one_turn(e.response)),
+            "" if e.label is None else _said_verdict(e).encode().hex(),
+        )
+    ]
 
 
-def _reply_of(example: Example) -> str:
-    reply = one_turn(example.response)
-    if example.label is None:
-        return reply
-    verdict = f"{example.label}\x1f{example.annotator}"
-    return f"{reply}{_LABEL}{verdict.encode().hex()}"  # As written, signs and case.
+def _said_verdict(example: Example) -> str:
+    return f"{example.label}\x1f{example.annotator}"
 
 
 def _verdict(example: Example) -> int:
     """A number for the label and who gave it; 0 without a label."""
     if example.label is None:
         return 0
-    return zlib.crc32(f"{example.label}\x1f{example.annotator}".encode()) | 1 << 32
+    return zlib.crc32(_said_verdict(example).encode()) | 1 << 32
 
 
 def chat_row(example: Example) -> Row:

@@ -16,10 +16,11 @@ from prefchat_jax.text.sketches import (
 )
 
 SIDES = ("history", "question", "reply")
+TEXTS = 4  # Of a row: its sides, and the verdict on it.
 
 _TURN = TURN.decode()
 # The texts that each key covers, from the first to the one after the last.
-_COVERED = {"pair": (0, 3), "context": (0, 2), "question": (1, 2)}
+_COVERED = {"pair": (0, TEXTS), "context": (0, 2), "question": (1, 2)}
 
 
 def sides_of(context: Sequence[Turn], reply: str) -> tuple[str, str, str]:
@@ -46,8 +47,8 @@ def exact_keys(
     """Hashes of lower-case texts: rows that say the same have the same.
 
     Args:
-      buffer: bytes of history, question, reply, history, ...
-      starts: `[3 n]` where each begins.
+      buffer: bytes of history, question, reply, verdict, history, ...
+      starts: `[TEXTS * n]` where each begins.
       views: what is compared: `pair`, `context` or `question`.
 
     Returns:
@@ -59,7 +60,9 @@ def exact_keys(
         first, after = _COVERED[view]
         digests = [
             blake2b(data[start:end], digest_size=16).digest()
-            for start, end in zip(edges[first:-1:3], edges[after::3], strict=False)
+            for start, end in zip(
+                edges[first:-1:TEXTS], edges[after::TEXTS], strict=False
+            )
         ]
         keys = np.frombuffer(b"".join(digests), np.uint64)
         columns[f"{view}_key"] = keys.reshape(-1, 2)
@@ -98,8 +101,8 @@ def near_columns(
 def _sides(sketches: Sketches) -> dict[str, Sketches]:
     """The sketches of each side."""
     counts, sides = sketches.counts, {}
-    side_of_value = np.repeat(np.arange(len(counts)) % len(SIDES), counts)
+    side_of_value = np.repeat(np.arange(len(counts)) % TEXTS, counts)
     for number, side in enumerate(SIDES):
         values = sketches.values[side_of_value == number]
-        sides[side] = Sketches.of_counts(values, counts[number :: len(SIDES)])
+        sides[side] = Sketches.of_counts(values, counts[number::TEXTS])
     return sides

@@ -19,7 +19,7 @@ from prefchat_jax.building.describe import (
     texts_of,
 )
 from prefchat_jax.building.filters import damage, exchange_of, objection, refuses
-from prefchat_jax.building.fingerprints import exact_keys, sides_of
+from prefchat_jax.building.fingerprints import TEXTS, exact_keys, sides_of
 from prefchat_jax.building.inputs import LONGEST_LINE, Piece, read_lines
 from prefchat_jax.building.normal import normalize
 from prefchat_jax.building.parts import Columns, Part, PartWriter
@@ -152,7 +152,7 @@ class Scanner:
         buffer, starts = byte_buffer(texts)
         # Lower case makes ASCII of some letters: ask the texts as they were.
         is_plain = np.fromiter(map(str.isascii, texts), bool, len(texts))
-        look = np.any((untidy(buffer, starts) | ~is_plain).reshape(-1, 3), axis=1)
+        look = np.any((untidy(buffer, starts) | ~is_plain).reshape(-1, TEXTS), axis=1)
         if self._filters:
             look |= objectionable(buffer, starts, settings.limits)
         kept: list[Example] = []
@@ -249,7 +249,7 @@ class Scanner:
             ),
         }
         if "context" in self._settings.views:
-            texts = [text for pair in kept for text in sides_of(pair.context, "")]
+            texts = [t for pair in kept for t in (*sides_of(pair.context, ""), "")]
             views = ("context", "question")
             for name, found in exact_keys(*byte_buffer(texts), views).items():
                 columns[f"preference_{name}"] = found
@@ -314,6 +314,7 @@ def _pair_keys(pair: PreferencePair) -> tuple[np.ndarray, np.ndarray]:
     replies = [pair.chosen, pair.rejected]
     judged = "\x1f".join([*replies, pair.annotator])
     compared = "\x1f".join(sorted(text.lower() for text in replies))
-    texts = [*sides_of(pair.context, judged), *sides_of(pair.context, compared)]
+    context = pair.context
+    texts = [*sides_of(context, judged), "", *sides_of(context, compared), ""]
     keys = exact_keys(*byte_buffer(texts), ("pair",))["pair_key"]
     return keys[0], keys[1]

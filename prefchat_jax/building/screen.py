@@ -8,6 +8,7 @@ others go through them one by one.
 import numpy as np
 
 from prefchat_jax.building.filters import WINDOW, Limits
+from prefchat_jax.building.fingerprints import TEXTS
 from prefchat_jax.text.hashing import byte_table, is_byte
 from prefchat_jax.text.sketches import TURN, owners
 
@@ -39,8 +40,8 @@ def objectionable(buffer: np.ndarray, starts: np.ndarray, limits: Limits) -> np.
     """Rows to which a filter may object, if their texts are not `untidy`.
 
     Args:
-      buffer: bytes of history, question, reply, history, ...
-      starts: `[3 n]` where each begins.
+      buffer: bytes of history, question, reply, verdict, history, ...
+      starts: `[TEXTS * n]` where each begins.
       limits: thresholds of the filters.
 
     Returns:
@@ -48,9 +49,9 @@ def objectionable(buffer: np.ndarray, starts: np.ndarray, limits: Limits) -> np.
     """
     found = np.append(_runs(buffer, limits.max_char_run + 1), _phrases(buffer))
     lengths = np.diff(starts, append=len(buffer)) - 1
-    asked, replied = lengths[1::3], lengths[2::3]
+    asked, replied = lengths[1::TEXTS], lengths[2::TEXTS]
     return (
-        _texts_at(found, starts).reshape(-1, 3).any(axis=1)
+        _texts_at(found, starts).reshape(-1, TEXTS).any(axis=1)
         | (asked < limits.min_user_chars)
         | (asked > limits.max_user_chars)
         | (replied < limits.min_assistant_chars)
@@ -103,8 +104,8 @@ def _few_words(buffer: np.ndarray, starts: np.ndarray, limits: Limits) -> np.nda
     letters = (buffer[begins].astype(np.intp) << 4 ^ second) & (_SLOTS - 1)
     seen = np.zeros((len(starts), _SLOTS), bool)
     seen.reshape(-1)[text * _SLOTS + letters] = True
-    words = np.bincount(text, minlength=len(starts))[2::3]
-    beginnings = np.count_nonzero(seen[2::3], axis=1)
+    words = np.bincount(text, minlength=len(starts))[2::TEXTS]
+    beginnings = np.count_nonzero(seen[2::TEXTS], axis=1)
     return (
         (words < limits.min_assistant_words)
         | (words > WINDOW)
