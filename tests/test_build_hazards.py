@@ -122,7 +122,7 @@ def test_two_builds_to_one_output_are_told_apart(tmp_path):
 
 
 def test_odd_texts_neither_crash_nor_pass(tmp_path, capsys):
-    nested = "[" * 900 + '"x"' + "]" * 900
+    nested = "[" * 100_000 + '"x"' + "]" * 100_000
     path = write_rows(tmp_path / "in.jsonl", many(2))
     lines = (
         f'{{"user": {nested}, "assistant": "a reply of some words"}}',
