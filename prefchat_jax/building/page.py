@@ -5,7 +5,7 @@ import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_WORST = 40  # Unusable lines, and labels, that the page lists.
+_LISTED = 40  # Unusable lines, and labels, that the page lists.
 
 _PAGE = string.Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -173,7 +173,7 @@ def _labels(report: dict[str, Any]) -> Iterable[str]:
         ("label", "rows", ""),
         (
             (_safe(name), _number(count), _bar(count, labels["largest"]))
-            for name, count in list(labels["counts"].items())[:_WORST]
+            for name, count in list(labels["counts"].items())[:_LISTED]
         ),
     )
 
@@ -212,10 +212,10 @@ def _unusable(report: dict[str, Any]) -> Iterable[str]:
         ("line", "what is wrong"),
         (
             (f"<code>{_safe(place)}</code>", _safe(words))
-            for place, words in lines[:_WORST]
+            for place, words in lines[:_LISTED]
         ),
     )
-    if len(lines) > _WORST:
+    if len(lines) > _LISTED:
         yield f"<p>{len(lines):,} are listed in the JSON report.</p>"
 
 

@@ -91,10 +91,10 @@ class Table:
         for begin in range(start, end, _BLOCK):
             yield slice(begin, min(begin + _BLOCK, end))
 
-    def line(self, row: int, kind: str = "rows") -> bytes:
-        """What a row says."""
+    def line(self, row: int) -> bytes:
+        """What a row of examples says."""
         part = int(np.searchsorted(self.edges, row, "right")) - 1
-        return self.parts[part].lines(kind)[row - int(self.edges[part])]
+        return self.parts[part].lines("rows")[row - int(self.edges[part])]
 
     def _gather(self, path: pathlib.Path, name: str) -> Column:
         """Lays one column of all parts end to end in a file."""

@@ -4,17 +4,10 @@ import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from prefchat_jax.building.config import BuildConfig
 from prefchat_jax.cli import flags
-from prefchat_jax.cli.console import output, table
+from prefchat_jax.cli.console import output, progress_bar, table
 
 _SHOWN = 3  # Unusable lines, and sources of many, that the console names.
 
@@ -82,16 +75,7 @@ class BuildProgress:
 
     def __init__(self, console: Console):
         self._console = console
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._bar = progress_bar(console)
         self._task = self._bar.add_task("reading", total=None, figures="")
         self._rows = 0
 

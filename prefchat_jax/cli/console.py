@@ -27,16 +27,7 @@ class TrainingProgress:
     def __init__(self, console: Console, *, epochs: bool = True):
         self._console = console
         self._epochs = epochs
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self._bar = progress_bar(console)
         self._task = self._bar.add_task("training", total=None, figures="")
 
     def __enter__(self) -> "TrainingProgress":
@@ -74,6 +65,20 @@ class TrainingProgress:
             shown.append(f"rewards/accuracies {metrics['rewards/accuracies']:.3f}")
         shown.append(f"{metrics['examples_per_second']:,.0f} examples/s")
         self._console.print("  ".join(shown), highlight=False, soft_wrap=True)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with figures beside it, in a terminal only; it leaves no line."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def output() -> Console:
