@@ -110,10 +110,10 @@ def _likeness(left: list[str], right: list[str]) -> float:
 
 
 class Timed(NamedTuple):
-    """One run: seconds, peak memory in MB, and the rows that were kept."""
+    """One run: seconds, peak memory in MB if watched, and the rows that were kept."""
 
     seconds: float
-    memory: float
+    memory: float | None
     kept: set[str]
 
 
@@ -146,7 +146,7 @@ def plain_python(path: pathlib.Path) -> Timed:
                 seen.add(key)
                 kept.add(row["group"])
                 output.write(encode(row) + b"\n")
-    return Timed(time.perf_counter() - start, float("nan"), kept)
+    return Timed(time.perf_counter() - start, None, kept)
 
 
 def datasketch(path: pathlib.Path) -> Timed:
@@ -160,7 +160,7 @@ def datasketch(path: pathlib.Path) -> Timed:
         if not index.query(sketch):
             index.insert(name, sketch, check_duplication=False)
             kept.add(name)
-    return Timed(time.perf_counter() - start, float("nan"), kept)
+    return Timed(time.perf_counter() - start, None, kept)
 
 
 def rensa(path: pathlib.Path) -> Timed:
@@ -177,7 +177,7 @@ def rensa(path: pathlib.Path) -> Timed:
             index.insert(len(sketches), sketch)
             sketches.append(sketch)
             kept.add(name)
-    return Timed(time.perf_counter() - start, float("nan"), kept)
+    return Timed(time.perf_counter() - start, None, kept)
 
 
 def _shingled(path: pathlib.Path) -> Iterator[tuple[str, list[bytes]]]:
@@ -273,7 +273,7 @@ def _figures(
         "spread": max(r.seconds for r in runs) - min(r.seconds for r in runs),
         "rows_per_second": len(every) / seconds,
         "mb_per_second": size / 1e6 / seconds,
-        "peak_mb": max(run.memory for run in runs),
+        "peak_mb": max((r.memory for r in runs if r.memory is not None), default=None),
         "exact_found": len(dropped & planted.exact) / max(len(planted.exact), 1),
         "near_found": len(dropped & planted.near) / max(len(planted.near), 1),
         "unlike_dropped": len(dropped & planted.unlike) / max(len(planted.unlike), 1),
@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{row['seconds']:.2f} +- {row['spread'] / 2:.2f}",
             f"{row['rows_per_second']:,.0f}",
             f"{row['mb_per_second']:,.0f}",
-            f"{row['peak_mb']:,.0f}",
+            "" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}",
             *(f"{row[key]:.4f}" for key in keys),
         ]
         for row in figures

@@ -64,6 +64,7 @@ def _noisy_rows():
         {"user": "whom do I ask?", "assistant": "Write to ann@example.org, please."},
         *(
             {"user": f"how do I fix {n} python code?", "assistant": "See sql, json."}
+            | {"source": "code"}
             for n in ("your", "their", "other", "all the", "this one")
         ),
     ]
@@ -116,10 +117,7 @@ def test_each_flag_changes_the_corpus(name, tmp_path, monkeypatch):
 
     def built(**changes):
         config = BuildConfig(inputs=("in.jsonl",), output="out.jsonl", **changes)
-        try:
-            build(config)
-        except UserError as error:
-            return str(error)
+        build(config)
         return lines_of(tmp_path / "out.jsonl")
 
     assert built(**settings) != built(**settings | {name: CHANGES[name]})

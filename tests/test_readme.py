@@ -64,6 +64,16 @@ def test_every_flag_it_names_exists():
 
     configs = (BuildConfig, ChatFlags, FinetuneConfig)
     known = {f.name for c in configs for f in dataclasses.fields(c)}
-    known |= {"help", "config", "corpus", "json", "folder", "sizes", "flip", "val"}
+    known |= {
+        "peers",
+        "help",
+        "config",
+        "corpus",
+        "json",
+        "folder",
+        "sizes",
+        "flip",
+        "val",
+    }
     named = set(re.findall(r"--([a-z_]+)", README.read_text()))
     assert named and not named - known, named - known
