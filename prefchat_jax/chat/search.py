@@ -1,0 +1,139 @@
+"""Search: the stored answers that are worth ranking, by words, vector and bucket."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from prefchat_jax.chat.catalogue import View
+from prefchat_jax.chat.config import ChatSettings
+from prefchat_jax.chat.segment import Segment
+from prefchat_jax.text.packed import PackedBags
+from prefchat_jax.text.words import top
+
+# A match in the response tells more than one in the question: few questions
+# are asked twice in the same words.
+_RESPONSE_WORDS = 2.0
+
+
+class Query(NamedTuple):
+    """What is looked for.
+
+    Attributes:
+      text: words to search for.
+      features: float32 `[2**bits]` of the message with its context.
+      vector: float32 `[d]` from the response scorer; d is 0 without one.
+      buckets: float32 `[C]` probabilities; 0 for a bucket that does not count.
+      recent: float32 `[k, 2**bits]` features of the last replies.
+    """
+
+    text: str
+    features: np.ndarray
+    vector: np.ndarray
+    buckets: np.ndarray
+    recent: np.ndarray
+
+
+class Pool(NamedTuple):
+    """Candidates and how they relate to a query; `n` of them.
+
+    Attributes:
+      ids: int64 `[n]` entries in the store.
+      response_ids: int64 `[n]`; several entries may give one response.
+      buckets: int32 `[n]`.
+      words: float32 `[n]` BM25 scores.
+      question: float32 `[n]` cosine of the query and the stored question.
+      response: float32 `[n]` cosine of the query and the response.
+      match: float32 `[n]` cosine by the response scorer; 0 without one.
+      repeat: float32 `[n]` the largest cosine of the response and a recent reply.
+      signals: float32 `[n, styles]` how well each suits the built-in styles.
+      response_bags: features of the responses.
+    """
+
+    ids: np.ndarray
+    response_ids: np.ndarray
+    buckets: np.ndarray
+    words: np.ndarray
+    question: np.ndarray
+    response: np.ndarray
+    match: np.ndarray
+    repeat: np.ndarray
+    signals: np.ndarray
+    response_bags: PackedBags
+
+
+def search(view: View, query: Query, settings: ChatSettings) -> Pool:
+    """Collects candidates from all segments of a view.
+
+    Those are the entries with the best words, the best entries of the responses
+    with the best words and with the nearest vectors, and the most frequent
+    responses of the probable buckets.
+    """
+    pools = [
+        _search_segment(view, number, query, settings)
+        for number in range(len(view.segments))
+    ]
+    if not pools:
+        return _empty(query)
+    bags = PackedBags.concatenate([pool.response_bags for pool in pools])
+    columns = [np.concatenate(c) for c in zip(*(p[:-1] for p in pools), strict=True)]
+    return Pool(*columns, bags)
+
+
+def _search_segment(
+    view: View, number: int, query: Query, settings: ChatSettings
+) -> Pool:
+    segment, alive = view.segments[number], view.alive[number]
+    others = [s for i, s in enumerate(view.segments) if i != number]
+    in_questions = segment.question_words.scores(
+        query.text, among=[other.question_words for other in others]
+    )
+    in_responses = segment.response_words.scores(
+        query.text, among=[other.response_words for other in others]
+    )
+    likely = np.flatnonzero(query.buckets)
+    routed = likely if settings.pool_mode == "topk" else None
+    responses = np.concatenate(
+        [
+            top(in_responses, settings.db_top_k // 2),
+            segment.nearest(query.vector, settings.db_top_k // 2, routed),
+            segment.of_buckets(likely, settings.max_candidates_per_bucket or 64),
+        ]
+    )
+    entries = np.union1d(
+        top(in_questions, settings.db_top_k), segment.best_entries[responses]
+    )
+    entries = entries[alive[entries]]
+    if routed is not None:
+        entries = entries[np.isin(segment.buckets[entries], [-1, *likely])]
+    rows = segment.rows[entries]
+    return Pool(
+        segment.ids[entries],
+        segment.response_ids[rows],
+        segment.buckets[entries],
+        in_questions[entries] + _RESPONSE_WORDS * in_responses[rows],
+        segment.question_bags.products(entries, query.features),
+        segment.response_bags.products(rows, query.features),
+        _match(segment, rows, query.vector),
+        _repeat(segment, rows, query.recent),
+        segment.signals[rows],
+        segment.response_bags.take(rows),
+    )
+
+
+def _match(segment: Segment, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    if not len(vector) or not segment.vectors.shape[1]:
+        return np.zeros(len(rows), np.float32)
+    return segment.match(rows, vector @ segment.components)
+
+
+def _repeat(segment: Segment, rows: np.ndarray, recent: np.ndarray) -> np.ndarray:
+    likeness = [segment.response_bags.products(rows, reply) for reply in recent]
+    return np.max([np.zeros(len(rows), np.float32), *likeness], axis=0)
+
+
+def _empty(query: Query) -> Pool:
+    none = np.zeros(0, np.float32)
+    bags = PackedBags(np.zeros(1, np.int64), np.zeros(0, np.uint16), none)
+    ids = np.zeros(0, np.int64)
+    numbers = ids, ids, np.zeros(0, np.int32)
+    return Pool(*numbers, *[none] * 5, np.zeros((0, 0), np.float32), bags)
