@@ -17,6 +17,7 @@ LAYERS = [
     "building",
     "models",
     "training",
+    "inference",
     "chat",
     "evaluation",
     "indexing",

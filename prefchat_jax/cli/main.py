@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": "talk to a run",
     "evaluate": "accuracy, macro-F1, replies and refusals on a JSONL file",
     "index": "add stored replies to a run, without training",
+    "export": "the parameters of a run as safetensors or npz",
     "losses": "the preference losses: name, equation, paper",
     "env": "versions and devices, for a bug report",
 }

@@ -5,19 +5,17 @@ chat loads, and `last`, the whole state from which a run resumes. It is written
 as a new step, never over the old one, so a killed save loses nothing.
 """
 
-import hashlib
 import pathlib
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import ModelConfig, Params, abstract_params
-from prefchat_jax.text.features import Featurizer
+from prefchat_jax.training.parameters import fingerprint as fingerprint
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import TrainState
 
@@ -109,15 +107,6 @@ def load_model(run: RunDirectory) -> tuple[ModelConfig, Params]:
     model = ModelConfig(**shape)
     step = run.checkpoints / str(config["last_epoch"])
     return model, _load(step, {"best": _abstract(abstract_params(model))})["best"]
-
-
-def fingerprint(params: Params, featurizer: Featurizer) -> str:
-    """A hash of everything that gives bucket numbers and feature ids a meaning."""
-    digest = hashlib.sha256(featurizer.idf.tobytes() + featurizer.rows.tobytes())
-    for path, leaf in jax.tree.leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _load(step: pathlib.Path, target: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ config.json        settings, shapes, versions, the data's fingerprint
 labels.json        the buckets, in the order of the logits
 features.npz       document frequencies and embedding rows of the features
 checkpoints/       orbax steps, the best and the last one
+inference.npz      cache of the best one for NumPy; may be deleted
 responses.db       stored replies (SQLite), bound to the best step
 metrics.jsonl      one line for every chunk of training steps and every epoch
 ```

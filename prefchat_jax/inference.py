@@ -1,0 +1,224 @@
+"""Inference: the forward pass of a run in NumPy, so that chat needs no JAX.
+
+One message is a few matrix-vector products. Importing JAX and compiling takes
+longer than thousands of them, so they are written out here; tests hold them to
+the modules of `models/`, which training uses.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from prefchat_jax.errors import UserError
+from prefchat_jax.text.features import Bags, Featurizer
+from prefchat_jax.training.parameters import fingerprint
+from prefchat_jax.training.run_directory import RunDirectory
+from prefchat_jax.training.snapshot import load_snapshot
+
+_BLOCK = 128  # Rows encoded at once: their embeddings take a few MB.
+_EPSILON = 1e-6
+_DEVICES = ("auto", "cpu", "gpu", "tpu")
+
+# A nested dict of arrays, as in models/classifier.py.
+_Tree = dict[Any, Any]
+_Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """A trained run that scores. Make one with `Inference.load`.
+
+    Attributes:
+      featurizer: turns contexts into the bags that the methods take.
+      classifier: parameters of the bucket classifier, NumPy arrays by name.
+      scorer: parameters of the response scorer; None for a run without one.
+      predict: logits of embedding rows and weights on another device; None for
+        NumPy.
+    """
+
+    featurizer: Featurizer
+    classifier: _Tree
+    scorer: _Tree | None = None
+    predict: _Predict | None = None
+
+    @classmethod
+    def load(cls, run: RunDirectory, *, device: str = "auto") -> "Inference":
+        """Loads the best parameters of a run, through its cache.
+
+        Args:
+          run: the run directory.
+          device: "gpu" and "tpu" compute the bucket logits with JAX there; "auto"
+            and "cpu" compute them here in NumPy and import no JAX.
+
+        Raises:
+          UserError: the run cannot be read, or there is no such device.
+        """
+        if device not in _DEVICES:
+            raise UserError(f"--device {device}: use {', '.join(_DEVICES)}.")
+        snapshot = load_snapshot(run)
+        return cls(
+            run.featurizer(),
+            snapshot.classifier,
+            snapshot.scorer,
+            _jax_predict(run, device) if device in ("gpu", "tpu") else None,
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The hash that binds a store to the classifier and the featurizer."""
+        return fingerprint(self.classifier, self.featurizer)
+
+    @property
+    def num_buckets(self) -> int:
+        """The number of logits."""
+        return len(self.classifier["head"]["base"]["bias"])
+
+    @functools.cached_property
+    def scorer_scale(self) -> float:
+        """What the cosine of a context and a response is multiplied by."""
+        return float(np.exp(self._scorer["log_scale"]))
+
+    def bucket_logits(self, bags: Bags) -> np.ndarray:
+        """Logits, float32 `[n, num_buckets]`, of bags as the featurizer gives them."""
+        if self.predict is not None:
+            return self.predict(*self.featurizer.embedded(bags))
+
+        def logits(block: Bags) -> np.ndarray:
+            x = encode(self.classifier["encoder"], self.featurizer.embedded(block))
+            return apply_head(self.classifier["head"], x)
+
+        return _in_blocks(logits, bags, self.num_buckets)
+
+    def encode_contexts(self, bags: Bags) -> np.ndarray:
+        """Unit vectors, float32 `[n, width]`, of contexts that want a response."""
+        return self._encode("context", bags)
+
+    def encode_responses(self, bags: Bags) -> np.ndarray:
+        """Unit vectors, float32 `[n, width]`, of responses; empty text has one, too."""
+        return self._encode("response", bags)
+
+    @property
+    def _scorer(self) -> _Tree:
+        if self.scorer is None:
+            raise ValueError("This run has no response scorer.")
+        return self.scorer
+
+    def _encode(self, tower: str, bags: Bags) -> np.ndarray:
+        table, layers = self._scorer["table"], self._scorer[tower]
+        rows = getattr(self.featurizer, "scorer_rows", None)
+        if rows is None:
+            raise ValueError("This featurizer has no rows of a response scorer.")
+
+        def vectors(block: Bags) -> np.ndarray:
+            ids = rows[block.ids]
+            learned = Bags(ids, np.where(ids > 0, block.weights, np.float32(0)))
+            x = rms_norm(embed(table, learned))
+            x = x + linear(layers["down"], silu(linear(layers["up"], x)))
+            return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+        return _in_blocks(vectors, bags, table.shape[1])
+
+
+def encode(params: _Tree, bags: Bags) -> np.ndarray:
+    """`models.encoders.BagEncoder`: vectors `[n, width]` of bags by embedding row."""
+    x = embed(params["table"], bags)
+    x = x + linear(params["down"], silu(linear(params["up"], rms_norm(x))))
+    return rms_norm(x) * params["norm"]["scale"]
+
+
+def apply_head(params: _Tree, x: np.ndarray) -> np.ndarray:
+    """`models.heads.RoutedHead`: logits `[n, C]` of vectors `[n, width]`."""
+    logits = linear(params["base"], x)
+    branches = params.get("branches", {})
+    if not branches:
+        return logits
+    mixture = np.zeros((len(x), len(branches)), np.float32)
+    mixture[:, 0] = params["scales"][0]
+    for number, router in params.get("routers", {}).items():
+        shares = softmax(linear(router, x))  # Of the first `number + 2` branches.
+        mixture[:, : number + 2] += params["scales"][number + 1] * shares
+    for number, branch in branches.items():
+        hidden = _ACTIVATIONS[number](x @ branch["up"]["kernel"])
+        logits += mixture[:, number, None] * (hidden @ branch["down"]["kernel"])
+    return logits
+
+
+def embed(table: np.ndarray, bags: Bags) -> np.ndarray:
+    """Weighted sums of table rows, `[n, width]`."""
+    used = bags.weights.any(axis=0)  # Most columns of a single bag are padding.
+    ids, weights = bags.ids[:, used], bags.weights[:, used]
+    return np.matmul(weights[:, None, :], table[ids])[:, 0]
+
+
+def linear(params: _Tree, x: np.ndarray) -> np.ndarray:
+    """`x kernel + bias`."""
+    return x @ params["kernel"] + params["bias"]
+
+
+def rms_norm(x: np.ndarray) -> np.ndarray:
+    """`x` over its root mean square along the last axis."""
+    mean = np.mean(x * x, axis=-1, keepdims=True)
+    return x / np.sqrt(mean + np.float32(_EPSILON))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Shares along the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """`x sigmoid(x)`; the sigmoid by tanh, which cannot overflow."""
+    half = np.float32(0.5) * x
+    return half + half * np.tanh(half)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """`x Phi(x)` with the normal distribution function itself."""
+    from scipy.special import ndtr  # Only a second branch pays for the import.
+
+    return x * ndtr(x)
+
+
+def mish(x: np.ndarray) -> np.ndarray:
+    """`x tanh(softplus(x))`, where `tanh(log(1 + e)) = n / (n + 2)`, `n = e^2 + 2e`."""
+    e = np.exp(np.minimum(x, np.float32(20)))  # Beyond 20 the quotient is 1.
+    n = e * (e + 2)
+    return x * (n / (n + 2))
+
+
+_ACTIVATIONS = (silu, gelu, mish)  # Of the branches, in order.
+
+
+def _in_blocks(
+    function: Callable[[Bags], np.ndarray], bags: Bags, width: int
+) -> np.ndarray:
+    """`function` of all rows, float32 `[n, width]`, a few rows at a time."""
+    if len(bags.ids) == 1:
+        return function(bags)
+    out = np.empty((len(bags.ids), width), np.float32)
+    for start in range(0, len(out), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        out[rows] = function(Bags(bags.ids[rows], bags.weights[rows]))
+    return out
+
+
+def _jax_predict(run: RunDirectory, device: str) -> _Predict:
+    """`training.steps.predict` with the parameters on an accelerator."""
+    import jax
+
+    from prefchat_jax.training.checkpoints import load_model
+    from prefchat_jax.training.steps import predict
+
+    try:
+        place = jax.devices(device)[0]
+    except RuntimeError as error:
+        raise UserError(
+            f"--device {device}: JAX finds none here; `prefchat env` lists what it "
+            "finds, and the JAX installation guide tells how to add one."
+        ) from error
+    model, params = load_model(run)
+    return functools.partial(predict, model, jax.device_put(params, place))
