@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prefchat_jax.chat.config import Calibration, RelevanceWeights
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.evaluation import answer_threshold
 from prefchat_jax.text.dialogue import Example
@@ -30,14 +31,15 @@ def measure_chat(chat: Chat, val_rows: Sequence[Example]) -> dict[str, float]:
     rows = rows[:: -(-len(rows) // _MEASURED)]  # Evenly: files are often sorted.
     measured = []
     for weight in _BUCKET_WEIGHTS:
-        chat.bucket_weight = weight
+        weights = RelevanceWeights(bucket=weight)
+        chat.calibration = Calibration(weights=weights)
         is_right, confidence = _ask(chat, rows)
         measured.append((is_right.mean(), weight, is_right, confidence))
     _, weight, is_right, confidence = max(measured, key=lambda found: found[0])
     # Few rows measure a threshold badly: it is drawn to a cautious one.
     measured_sum = len(rows) * answer_threshold(confidence, is_right)
     threshold = (measured_sum + _PRIOR_ROWS * _PRIOR) / (len(rows) + _PRIOR_ROWS)
-    return {"bucket_weight": weight, "min_confidence": threshold}
+    return {"weights": {"bucket": weight}, "min_confidence": threshold}
 
 
 def _ask(chat: Chat, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

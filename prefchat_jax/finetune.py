@@ -11,6 +11,7 @@ from prefchat_jax.calibration import measure_chat
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
 from prefchat_jax.indexing import build_store, is_store_of
+from prefchat_jax.inference import Inference
 from prefchat_jax.models.classifier import ModelConfig, Params, init_params
 from prefchat_jax.text.features import HASH_VERSION
 from prefchat_jax.training import catalogue
@@ -87,12 +88,12 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
             for number, name in enumerate(corpus.sources)
         }
     run.write_json("config.json", config)
-    _, params = load_model(run)
-    if not is_store_of(run.store, corpus.featurizer, params):
+    inference = Inference.load(run)
+    if not is_store_of(run.store, inference):
         labels = corpus.train.labels[: len(corpus.train_rows)]
         pairs = zip(corpus.train_rows, labels, strict=True)
         rows = [(row, int(bucket)) for row, bucket in pairs if row.response]
-        build_store(run.store, corpus.featurizer, params, rows)
+        build_store(run.store, inference, rows)
     with Chat.load(run.path) as chat:
         run.write_json("config.json", config | measure_chat(chat, corpus.val_rows))
 

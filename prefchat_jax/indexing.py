@@ -2,19 +2,20 @@
 
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from prefchat_jax.chat.store import NO_BUCKET, ResponseStore
+from prefchat_jax.chat.answers import as_answers
+from prefchat_jax.chat.catalogue import save_segment
+from prefchat_jax.chat.sqlite_store import SqliteStore
+from prefchat_jax.chat.store import NO_BUCKET
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
-from prefchat_jax.models.classifier import Params
-from prefchat_jax.text.dialogue import Example, Turn
-from prefchat_jax.text.features import Bags, Featurizer
-from prefchat_jax.training.checkpoints import fingerprint, load_model
+from prefchat_jax.inference import Inference
+from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.run_directory import RunDirectory
+
+_BLOCK = 20_000  # Rows that are featurised, and stored, at once.
 
 
 def index(
@@ -40,8 +41,7 @@ def index(
       UserError: a file cannot be read, or no row has a reply.
     """
     run = RunDirectory.open(weights)
-    _, params = load_model(run)
-    featurizer = run.featurizer()
+    inference = Inference.load(run)
     number = {}
     if run.config()["labels_given"]:  # Clusters have numbers of their own.
         buckets = run.read_json("labels.json")
@@ -55,65 +55,53 @@ def index(
         raise UserError(f"{', '.join(map(str, paths))}: no row has a reply to store.")
     path = pathlib.Path(database) if database else run.store
     if not path.exists():
-        build_store(path, featurizer, params, rows)
-        return len(rows), _size(path, featurizer, params)
-    store = ResponseStore.open(path, **_identity(featurizer, params))
-    add_examples(store, featurizer, rows)
+        build_store(path, inference, rows)
+    else:
+        store = SqliteStore.open(path, fingerprint=inference.fingerprint)
+        add_examples(store, inference, rows)
+        store.close()
+        finish_store(path, inference)
+    store = SqliteStore.open(path, fingerprint=inference.fingerprint)
+    total = len(store)
     store.close()
-    return len(rows), _size(path, featurizer, params)
+    return len(rows), total
 
 
 def build_store(
-    path: pathlib.Path,
-    featurizer: Featurizer,
-    params: Params,
-    rows: Iterable[tuple[Example, int]],
+    path: pathlib.Path, inference: Inference, rows: Sequence[tuple[Example, int]]
 ) -> None:
     """Writes a new store with these rows, all or nothing."""
     with write_aside(path) as aside:
-        store = ResponseStore.create(aside, **_identity(featurizer, params))
-        add_examples(store, featurizer, list(rows))
+        aside.unlink()  # SQLite makes the file itself.
+        store = SqliteStore.create(aside, fingerprint=inference.fingerprint)
+        add_examples(store, inference, rows)
         store.close()
+    finish_store(path, inference)
 
 
 def add_examples(
-    store: ResponseStore, featurizer: Featurizer, rows: Sequence[tuple[Example, int]]
+    store: SqliteStore, inference: Inference, rows: Sequence[tuple[Example, int]]
 ) -> None:
     """Adds answered examples with their buckets."""
-    examples = [example for example, _ in rows]
-    responses = [example.response for example in examples]
-    # Replies repeat: each distinct one is featurised once.
-    distinct = {text: i for i, text in enumerate(dict.fromkeys(responses))}
-    bags = featurizer([(Turn("assistant", text),) for text in distinct])
-    places = np.array([distinct[text] for text in responses], np.int64)
-    store.add(
-        [example.question for example in examples],
-        responses,
-        [bucket for _, bucket in rows],
-        featurizer([example.context for example in examples]),
-        Bags(bags.ids[places], bags.weights[places]),
-    )
+    for start in range(0, len(rows), _BLOCK):
+        examples, buckets = zip(*rows[start : start + _BLOCK], strict=True)
+        contexts = [example.context for example in examples]
+        responses = [example.response for example in examples]
+        store.add(as_answers(inference, contexts, responses, buckets))
 
 
-def is_store_of(path: pathlib.Path, featurizer: Featurizer, params: Params) -> bool:
+def is_store_of(path: pathlib.Path, inference: Inference) -> bool:
     """Whether a store is there already and belongs to this checkpoint."""
     try:
-        ResponseStore.open(path, **_identity(featurizer, params)).close()
+        SqliteStore.open(path, fingerprint=inference.fingerprint).close()
     except UserError:
         return False
     return True
 
 
-def _identity(featurizer: Featurizer, params: Params) -> dict:
-    return {
-        "fingerprint": fingerprint(params, featurizer),
-        "max_features": featurizer.config.max_features,
-    }
-
-
-def _size(path: pathlib.Path, featurizer: Featurizer, params: Params) -> int:
-    store = ResponseStore.open(path, **_identity(featurizer, params))
-    try:
-        return len(store)
-    finally:
-        store.close()
+def finish_store(path: pathlib.Path, inference: Inference) -> None:
+    """Makes the next search and the next start fast."""
+    store = SqliteStore.open(path, fingerprint=inference.fingerprint)
+    store.optimize()
+    save_segment(store, inference.featurizer.config.bits)
+    store.close()

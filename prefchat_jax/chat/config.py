@@ -1,6 +1,7 @@
-"""How a chat searches and when it abstains. No JAX."""
+"""How a chat searches, what it trusts, and when it abstains."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from prefchat_jax.errors import UserError
@@ -44,3 +45,41 @@ class ChatSettings:
         threshold = self.min_confidence
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"min_confidence {threshold:g}: must be in [0, 1].")
+
+
+@dataclasses.dataclass(frozen=True)
+class RelevanceWeights:
+    """How much each term of relevance counts beside the others.
+
+    A run fits them on its validation rows; `prefchat evaluate --tune_ranking` on
+    rows of your own.
+    """
+
+    words: float = 0.4
+    question: float = 0.2
+    response: float = 0.4
+    scorer: float = 0.5
+    bucket: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a run measured on its validation rows.
+
+    Attributes:
+      weights: of the terms of relevance.
+      temperature: the bucket logits are divided by it.
+      slope: with `offset` maps relevance to the probability that a reply is right.
+      offset: see `slope`.
+      min_confidence: below it the chat abstains.
+    """
+
+    weights: RelevanceWeights = RelevanceWeights()
+    temperature: float = 1.0
+    slope: float = 8.0
+    offset: float = -3.0
+    min_confidence: float = 0.0
+
+    def confidence(self, relevance: float) -> float:
+        """The probability that a reply of this relevance is right."""
+        return 1 / (1 + math.exp(-(self.slope * relevance + self.offset)))

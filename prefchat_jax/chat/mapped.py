@@ -70,4 +70,5 @@ def _map(path: pathlib.Path, place: _Place, data: int) -> Any:
     if 0 in place.shape:  # Nothing can be mapped.
         return np.zeros(place.shape, place.dtype)
     start = data + place.start
-    return np.memmap(path, place.dtype, "r", start, place.shape)
+    # A plain view: the checks of `memmap` cost more than small look-ups.
+    return np.asarray(np.memmap(path, place.dtype, "r", start, place.shape))

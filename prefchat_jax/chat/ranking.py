@@ -1,44 +1,28 @@
 """Ranking: what each candidate scores, term by term, as array arithmetic.
 
-Relevance is a weighted mean of four numbers in [0, 1]: how well the words of the
-message match the candidate, how much the question that it answered resembles the
-message, how much its response does, and how probable its bucket is. Style,
-novelty and repetition then raise or lower the score by a share of that
-relevance, so that they decide between candidates that fit about equally well
-and never promote one that does not fit.
+Relevance is a weighted mean of five numbers in [0, 1]: how well the words of the
+message match the candidate, how much the question that it answered and its
+response resemble the message, how well the response scorer likes it, and how
+probable its bucket is. Style, novelty and repetition then raise or lower the
+score by a share of that relevance, so that they decide between candidates that
+fit about equally well and never promote one that does not fit.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from prefchat_jax.chat.store import NO_BUCKET, Entries
-from prefchat_jax.chat.styles import style_signal
-from prefchat_jax.text.features import Bags, cosine
+from prefchat_jax.chat.config import RelevanceWeights
+from prefchat_jax.chat.search import Pool
+from prefchat_jax.chat.store import NO_BUCKET
+from prefchat_jax.chat.styles import StyleWeights
+from prefchat_jax.text.packed import PackedBags
 
 Terms = dict[str, np.ndarray]
 
-RELEVANCE = ("lexical", "question", "response", "bucket")
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RankingWeights:
-    """Weights of one style. The weight of the bucket is measured by each run."""
-
-    lexical: float = 0.4
-    question: float = 0.2
-    response: float = 0.4
-    style: float = 0.0
-    novelty: float = 0.3  # At creativity 1.
-    repeat: float = 0.25
-
-
-STYLE_WEIGHTS = {
-    "balanced": RankingWeights(),
-    "creative": RankingWeights(style=0.2, novelty=0.6, repeat=0.35),
-    "concise": RankingWeights(style=0.3, novelty=0.1),
-    "analyst": RankingWeights(style=0.2, novelty=0.1),
-}
+RELEVANCE = tuple(field.name for field in dataclasses.fields(RelevanceWeights))
 
 
 def fuse_buckets(probs: np.ndarray, top_labels: int) -> np.ndarray:
@@ -52,75 +36,107 @@ def fuse_buckets(probs: np.ndarray, top_labels: int) -> np.ndarray:
     return fused
 
 
-def lexical_scores(
-    entries: Entries, found: dict[int, float], stored: int
-) -> np.ndarray:
-    """BM25 scores of the entries, squeezed to [0, 1): `s / (s + c)`.
+def evidence(pool: Pool, bucket_scores: np.ndarray, stored: int) -> Terms:
+    """The terms of relevance before they are weighted, float32 `[n]` in [0, 1].
 
-    Scores grow with the logarithm of the number of stored entries, and so does
-    `c`: a middling match is near one half in any store.
-    """
-    scores = np.array([found.get(int(i), 0.0) for i in entries.ids], np.float32)
-    return scores / (scores + 1.25 * np.log(stored + 2))
-
-
-def score_terms(
-    entries: Entries,
-    query: Bags,
-    lexical: np.ndarray,
-    bucket_scores: np.ndarray,
-    recent: Bags,
-    *,
-    bits: int,
-    bucket_weight: float,
-    style: str,
-    creativity: float,
-) -> Terms:
-    """What each term adds to the score of each candidate.
+    BM25 scores grow with the logarithm of the number of stored entries, and so
+    does what they are compared with: a middling match is near one half in any
+    store.
 
     Args:
-      entries: the candidates, `n` of them.
-      query: features of the message with its context, one bag.
-      lexical: `[n]` from `lexical_scores`.
+      pool: the candidates.
       bucket_scores: `[C]` from `fuse_buckets`.
-      recent: features of the recent replies as they were shown.
-      bits: log2 of the number of feature ids.
-      bucket_weight: weight of the bucket beside the other terms of relevance.
-      style: one of `STYLES`.
-      creativity: in [0, 1]; how much less obvious replies gain.
-
-    Returns:
-      float32 `[n]` by term; their sum is the score.
+      stored: number of stored entries.
     """
-    weights = STYLE_WEIGHTS[style]
-    total = weights.lexical + weights.question + weights.response + bucket_weight
-    question = cosine(query, entries.question_bags, bits)[0]
-    response = cosine(query, entries.response_bags, bits)[0]
-    terms = {
-        "lexical": weights.lexical / total * lexical,
-        "question": weights.question / total * question,
-        "response": weights.response / total * response,
+    words = pool.words / (pool.words + np.float32(1.25 * np.log(stored + 2)))
+    scorer = np.maximum(pool.scorer, 0)
+    text = words + pool.question + pool.response + scorer
+    return {
+        "words": words,
+        "question": pool.question,
+        "response": pool.response,
+        "scorer": scorer,
+        "bucket": _bucket_evidence(pool.buckets, bucket_scores, text),
     }
-    bucket = _bucket_evidence(entries.buckets, bucket_scores, _total(terms))
-    terms["bucket"] = bucket_weight / total * bucket
-    relevance = _total(terms)
-    shown = cosine(recent, entries.response_bags, bits)
-    signal = np.array([style_signal(text, style) for text in entries.responses])
-    terms["style"] = relevance * weights.style * signal
-    terms["novelty"] = (
-        relevance * creativity * weights.novelty * _novelty(entries.response_bags, bits)
-    )
-    repeat = shown.max(axis=0, initial=0.0)
-    terms["repeat"] = -relevance * weights.repeat * repeat
-    return {name: term.astype(np.float32) for name, term in terms.items()}
 
 
-def best_by_response(scores: np.ndarray, responses: list[str]) -> np.ndarray:
+def weigh(found: Terms, weights: RelevanceWeights) -> Terms:
+    """What each term adds to the relevance, a weighted mean in [0, 1]."""
+    given = dataclasses.asdict(weights)
+    total = sum(given.values()) or 1.0
+    return {name: np.float32(given[name] / total) * found[name] for name in RELEVANCE}
+
+
+def taste(
+    pool: Pool,
+    relevance: np.ndarray,
+    signal: np.ndarray,
+    weights: StyleWeights,
+    *,
+    creativity: float,
+    bits: int,
+) -> Terms:
+    """What style, novelty and repetition add to the score of each candidate.
+
+    Args:
+      pool: the candidates.
+      relevance: float32 `[n]`.
+      signal: float32 `[n]` how well each candidate suits the style, in [0, 1].
+      weights: of the style.
+      creativity: in [0, 1]; how much less obvious replies gain.
+      bits: log2 of the number of feature ids.
+    """
+    novelty = creativity * weights.novelty
+    return {
+        "style": relevance * np.float32(weights.style) * signal,
+        "novelty": relevance * np.float32(novelty) * _novelty(pool.response_bags, bits),
+        "repeat": -relevance * np.float32(weights.repeat) * pool.repeat,
+    }
+
+
+def total(terms: Terms, names: Sequence[str] | None = None) -> np.ndarray:
+    """The sum of all terms, or of some."""
+    return np.sum([terms[name] for name in names or terms], axis=0)
+
+
+def best_by_response(scores: np.ndarray, response_ids: np.ndarray) -> np.ndarray:
     """Places of the best candidate of each distinct response, best first."""
-    seen: dict[str, int] = {}
-    for place in np.argsort(-scores, kind="stable"):
-        seen.setdefault(responses[place], int(place))
-    return np.array(list(seen.values()), np.int64)
+    order = np.argsort(-scores, kind="stable")
+    _, first = np.unique(response_ids[order], return_index=True)
+    return order[np.sort(first)]
+
+
+def diversify(
+    order: np.ndarray,
+    scores: np.ndarray,
+    bags: PackedBags,
+    *,
+    limit: int,
+    weight: float,
+) -> np.ndarray:
+    """The best candidate, and then those that score well and say something else.
+
+    Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): the score of a
+    candidate loses a share by how much its response is like one that is chosen.
+
+    Args:
+      order: places of the candidates, best first; few, all with distinct responses.
+      scores: float32 `[n]` of all candidates.
+      bags: features of all responses.
+      limit: how many to choose.
+      weight: the share that a copy loses; 0 leaves the order as it is.
+    """
+    if weight == 0 or len(order) < 2:
+        return order[:limit]
+    likeness = bags.take(order).gram()
+    gains, chosen = scores[order].copy(), []
+    nearest = np.zeros(len(order), np.float32)
+    while len(chosen) < min(limit, len(order)):
+        chosen.append(int(np.argmax(gains * (1 - weight * nearest))))
+        gains[chosen[-1]] = -np.inf
+        nearest = np.maximum(nearest, likeness[chosen[-1]])
+        nearest = np.minimum(nearest, 1.0)
+    return order[chosen]
 
 
 def draw(scores: np.ndarray, *, temperature: float, seed: int, among: int = 4) -> int:
@@ -143,10 +159,6 @@ def draw(scores: np.ndarray, *, temperature: float, seed: int, among: int = 4) -
     return int(rng.choice(len(probs), p=probs / probs.sum()))
 
 
-def _total(terms: Terms) -> np.ndarray:
-    return np.sum(list(terms.values()), axis=0)
-
-
 def _bucket_evidence(
     buckets: np.ndarray, bucket_scores: np.ndarray, text: np.ndarray
 ) -> np.ndarray:
@@ -158,13 +170,10 @@ def _bucket_evidence(
     """
     share = text / max(text.max(initial=0.0), 1e-9)
     unknown = bucket_scores.max(initial=0.0) * share
-    return np.where(buckets != NO_BUCKET, bucket_scores[buckets], unknown)
+    known = bucket_scores[np.maximum(buckets, 0)]
+    return np.where(buckets != NO_BUCKET, known, unknown).astype(np.float32)
 
 
-def _novelty(responses: Bags, bits: int) -> np.ndarray:
+def _novelty(responses: PackedBags, bits: int) -> np.ndarray:
     """How far each response is from the mean response of the pool, in [0, 1]."""
-    mean = np.bincount(
-        responses.ids.ravel(), responses.weights.ravel(), minlength=2**bits
-    )
-    mean /= max(np.linalg.norm(mean), 1e-12)
-    return 1 - np.einsum("nf,nf->n", mean[responses.ids], responses.weights)
+    return 1 - responses.products(responses.mean(2**bits))

@@ -8,25 +8,25 @@ from prefchat_jax.chat.catalogue import View
 from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.chat.segment import Segment
 from prefchat_jax.text.packed import PackedBags
-from prefchat_jax.text.words import top
+from prefchat_jax.text.words import WordQuery, top
 
 # A match in the response tells more than one in the question: few questions
 # are asked twice in the same words.
-_RESPONSE_WORDS = 2.0
+RESPONSE_WORDS = 2.0
 
 
 class Query(NamedTuple):
     """What is looked for.
 
     Attributes:
-      text: words to search for.
+      words: to search for.
       features: float32 `[2**bits]` of the message with its context.
       vector: float32 `[d]` from the response scorer; d is 0 without one.
       buckets: float32 `[C]` probabilities; 0 for a bucket that does not count.
       recent: float32 `[k, 2**bits]` features of the last replies.
     """
 
-    text: str
+    words: WordQuery
     features: np.ndarray
     vector: np.ndarray
     buckets: np.ndarray
@@ -43,7 +43,7 @@ class Pool(NamedTuple):
       words: float32 `[n]` BM25 scores.
       question: float32 `[n]` cosine of the query and the stored question.
       response: float32 `[n]` cosine of the query and the response.
-      match: float32 `[n]` cosine by the response scorer; 0 without one.
+      scorer: float32 `[n]` cosine by the response scorer; 0 without one.
       repeat: float32 `[n]` the largest cosine of the response and a recent reply.
       signals: float32 `[n, styles]` how well each suits the built-in styles.
       response_bags: features of the responses.
@@ -55,7 +55,7 @@ class Pool(NamedTuple):
     words: np.ndarray
     question: np.ndarray
     response: np.ndarray
-    match: np.ndarray
+    scorer: np.ndarray
     repeat: np.ndarray
     signals: np.ndarray
     response_bags: PackedBags
@@ -85,10 +85,10 @@ def _search_segment(
     segment, alive = view.segments[number], view.alive[number]
     others = [s for i, s in enumerate(view.segments) if i != number]
     in_questions = segment.question_words.scores(
-        query.text, among=[other.question_words for other in others]
+        query.words, among=[other.question_words for other in others]
     )
     in_responses = segment.response_words.scores(
-        query.text, among=[other.response_words for other in others]
+        query.words, among=[other.response_words for other in others]
     )
     likely = np.flatnonzero(query.buckets)
     routed = likely if settings.pool_mode == "topk" else None
@@ -106,29 +106,30 @@ def _search_segment(
     if routed is not None:
         entries = entries[np.isin(segment.buckets[entries], [-1, *likely])]
     rows = segment.rows[entries]
+    bags = segment.response_bags.take(rows)
     return Pool(
         segment.ids[entries],
         segment.response_ids[rows],
         segment.buckets[entries],
-        in_questions[entries] + _RESPONSE_WORDS * in_responses[rows],
-        segment.question_bags.products(entries, query.features),
-        segment.response_bags.products(rows, query.features),
-        _match(segment, rows, query.vector),
-        _repeat(segment, rows, query.recent),
+        in_questions[entries] + RESPONSE_WORDS * in_responses[rows],
+        segment.question_bags.take(entries).products(query.features),
+        bags.products(query.features),
+        _scorer(segment, rows, query.vector),
+        _repeat(bags, query.recent),
         segment.signals[rows],
-        segment.response_bags.take(rows),
+        bags,
     )
 
 
-def _match(segment: Segment, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+def _scorer(segment: Segment, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
     if not len(vector) or not segment.vectors.shape[1]:
         return np.zeros(len(rows), np.float32)
     return segment.match(rows, vector @ segment.components)
 
 
-def _repeat(segment: Segment, rows: np.ndarray, recent: np.ndarray) -> np.ndarray:
-    likeness = [segment.response_bags.products(rows, reply) for reply in recent]
-    return np.max([np.zeros(len(rows), np.float32), *likeness], axis=0)
+def _repeat(bags: PackedBags, recent: np.ndarray) -> np.ndarray:
+    nothing = np.zeros(len(bags.offsets) - 1, np.float32)
+    return np.max([nothing, *map(bags.products, recent)], axis=0)
 
 
 def _empty(query: Query) -> Pool:

@@ -4,109 +4,79 @@ import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from prefchat_jax.chat.answers import as_answers
+from prefchat_jax.chat.catalogue import Catalogue, View
 from prefchat_jax.chat.cleanup import clean
-from prefchat_jax.chat.config import ChatSettings
+from prefchat_jax.chat.config import Calibration, ChatSettings, RelevanceWeights
 from prefchat_jax.chat.ranking import (
     RELEVANCE,
     Terms,
     best_by_response,
+    diversify,
     draw,
+    evidence,
     fuse_buckets,
-    lexical_scores,
-    score_terms,
+    taste,
+    total,
+    weigh,
 )
-from prefchat_jax.chat.store import NO_BUCKET, Entries, ResponseStore
-from prefchat_jax.chat.styles import STYLES, infer_style, strip_cues, stylise
+from prefchat_jax.chat.reply import Candidate, Reply
+from prefchat_jax.chat.search import RESPONSE_WORDS, Pool, Query, search
+from prefchat_jax.chat.sqlite_store import SqliteStore
+from prefchat_jax.chat.store import NO_BUCKET, Entry
+from prefchat_jax.chat.styles import (
+    BUILT_IN,
+    Style,
+    get_style,
+    infer_style,
+    strip_cues,
+)
 from prefchat_jax.errors import UserError
-from prefchat_jax.models.classifier import ModelConfig, Params
-from prefchat_jax.text.dialogue import Context, Turn, as_context
-from prefchat_jax.text.features import Bags, Featurizer
-from prefchat_jax.training.checkpoints import fingerprint, load_model
+from prefchat_jax.inference import Inference, softmax
+from prefchat_jax.text.dialogue import Context, Turn, as_context, weighted_turns
+from prefchat_jax.text.features import Bags
+from prefchat_jax.text.packed import PackedBags, dense
+from prefchat_jax.text.words import WordIndex, WordQuery
 from prefchat_jax.training.run_directory import RunDirectory
-from prefchat_jax.training.steps import predict
 
-_SHOWN = 5  # Candidates that a reply carries.
+_SHOWN = 5  # Candidates that a reply carries,
+_DIVERSE = 16  # chosen among so many.
 _RECENT = 4  # Earlier replies that a new one should not repeat.
 
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A stored answer that was considered.
-
-    Attributes:
-      response: the stored text.
-      question: the stored question that it answered.
-      bucket: its label, or None if it was added without training.
-      score: the sum of `terms`.
-      terms: what each term of the ranking added.
-    """
-
-    response: str
-    question: str
-    bucket: str | None
-    score: float
-    terms: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """What the chat says, and why.
-
-    Attributes:
-      text: what to show: stored text in the chosen style, or the abstention.
-      bucket: the label of the chosen candidate; None if it has none.
-      confidence: the relevance of what is answered, in [0, 1].
-      abstained: whether even the best candidate was below the threshold.
-      style: the style that was used.
-      candidates: the best stored answers, best first.
-      milliseconds: from the message to the reply.
-    """
-
-    text: str
-    bucket: str | None
-    confidence: float
-    abstained: bool
-    style: str
-    candidates: list[Candidate]
-    milliseconds: float
-
-    @property
-    def why(self) -> str:
-        """One line: the terms behind the choice, and the nearest question."""
-        if not self.candidates:
-            return "nothing is stored"
-        best = self.candidates[0]
-        parts = [f"{k} {v:+.2f}" for k, v in best.terms.items() if abs(v) >= 0.005]
-        return f"{' '.join(parts)}; nearest stored question: {best.question!r}"
+Message = Turn | tuple | dict
 
 
 class Chat:
-    """A trained run that answers. Make one with `Chat.load`."""
+    """A trained run that answers. Make one with `Chat.load`.
+
+    Any number of threads may ask it; another process may add and delete answers.
+
+    Attributes:
+      calibration: what the run measured on its validation rows.
+      names: of the buckets.
+      store: the stored answers.
+    """
 
     def __init__(
         self,
-        featurizer: Featurizer,
-        model: ModelConfig,
-        params: Params,
+        inference: Inference,
         names: Sequence[str],
-        store: ResponseStore,
+        store: SqliteStore,
         settings: ChatSettings,
-        *,
-        bucket_weight: float,
+        calibration: Calibration,
     ):
-        self._featurizer = featurizer
-        self._model = model
-        self._params = params
-        self._names = names
-        self._store = store
+        self.calibration = calibration
+        self.names = names
+        self.store = store
+        self._inference = inference
+        self._featurizer = inference.featurizer
+        self._bits = inference.featurizer.config.bits
         self._settings = settings
-        self.bucket_weight = bucket_weight
-        self._pool = store.pool(settings.max_candidates_per_bucket or 64)
-        self._places = {int(i): place for place, i in enumerate(self._pool.ids)}
+        self._catalogue = Catalogue(store, self._bits)
 
     @classmethod
     def load(
@@ -115,6 +85,7 @@ class Chat:
         *,
         database: str | os.PathLike | None = None,
         settings: ChatSettings = ChatSettings(),
+        device: str = "auto",
     ) -> "Chat":
         """Loads the best checkpoint of a run and its stored replies.
 
@@ -122,42 +93,28 @@ class Chat:
           run: the run directory that `prefchat finetune` wrote.
           database: another database of replies, made with this run.
           settings: how to search and when to abstain.
+          device: "gpu" or "tpu" computes bucket logits there; otherwise NumPy
+            does and JAX is not imported.
 
         Raises:
           UserError: the run or the database cannot be read.
         """
         directory = RunDirectory.open(run)
         config = directory.config()
-        model, params = load_model(directory)
-        featurizer = directory.featurizer()
-        store = ResponseStore.open(
-            pathlib.Path(database) if database else directory.store,
-            fingerprint=fingerprint(params, featurizer),
-            max_features=featurizer.config.max_features,
-        )
-        measured = {
-            "max_candidates_per_bucket": config["finetune"][
-                "max_candidates_per_bucket"
-            ],
-            "min_confidence": config["min_confidence"],
-        }
-        unset = {k: v for k, v in measured.items() if getattr(settings, k) is None}
+        inference = Inference.load(directory, device=device)
+        path = pathlib.Path(database) if database else directory.store
+        store = SqliteStore.open(path, fingerprint=inference.fingerprint)
         names = [str(bucket["name"]) for bucket in directory.read_json("labels.json")]
-        return cls(
-            featurizer,
-            model,
-            params,
-            names,
-            store,
-            dataclasses.replace(settings, **unset),
-            bucket_weight=config["bucket_weight"],
-        )
+        pooled = config["finetune"]["max_candidates_per_bucket"]
+        if settings.max_candidates_per_bucket is None:
+            settings = dataclasses.replace(settings, max_candidates_per_bucket=pooled)
+        return cls(inference, names, store, settings, read_calibration(config))
 
     def reply(
         self,
         message: str,
         *,
-        history: Sequence[Turn | tuple | dict] = (),
+        history: Sequence[Message] = (),
         style: str = "auto",
         creativity: float = 0.2,
         temperature: float = 0.0,
@@ -190,57 +147,106 @@ class Chat:
         self,
         messages: Sequence[str],
         *,
-        histories: Sequence[Sequence[Turn | tuple | dict]] | None = None,
+        histories: Sequence[Sequence[Message]] | None = None,
         style: str = "auto",
         creativity: float = 0.2,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> list[Reply]:
         """Answers many messages; their features and buckets are computed at once."""
-        _check_arguments(style, creativity, temperature)
+        manner = _Manner(style, creativity, temperature, seed)
         start = time.perf_counter()
-        contexts = [
-            as_context(strip_cues(message), history)
-            for message, history in zip(
-                messages, histories or [()] * len(messages), strict=True
-            )
-        ]
-        bags = self._featurizer(contexts)
-        logits = predict(self._model, self._params, *self._featurizer.embedded(bags))
-        probs = _softmax(logits)
+        view = self._catalogue.view()
+        queries = self._queries(messages, histories)
         shared = (time.perf_counter() - start) / max(len(messages), 1)
         replies = []
-        for i, context in enumerate(contexts):
+        for message, query in zip(messages, queries, strict=True):
             start = time.perf_counter()
-            query = Bags(bags.ids[i : i + 1], bags.weights[i : i + 1])
-            chosen = infer_style(messages[i]) if style == "auto" else style
-            reply = self._choose(
-                context, query, probs[i], chosen, creativity, temperature, seed
-            )
+            reply = self._answer(view, query, message, manner)
             spent = 1e3 * (time.perf_counter() - start + shared)
             replies.append(dataclasses.replace(reply, milliseconds=spent))
         return replies
 
-    def add(self, question: str, answer: str) -> None:
+    def score_responses(
+        self,
+        messages: Sequence[str],
+        responses: Sequence[str],
+        *,
+        histories: Sequence[Sequence[Message]] | None = None,
+    ) -> np.ndarray:
+        """Relevance of responses that need not be stored, to every message.
+
+        They have no question and no bucket: only their own words, features and
+        vectors count.
+
+        Returns:
+          float32 `[messages, responses]`.
+        """
+        rows = [
+            total(weigh(found, self.calibration.weights))
+            for found in self.response_terms(messages, responses, histories=histories)
+        ]
+        return np.array(rows, np.float32).reshape(len(messages), len(responses))
+
+    def response_terms(
+        self,
+        messages: Sequence[str],
+        responses: Sequence[str],
+        *,
+        histories: Sequence[Sequence[Message]] | None = None,
+    ) -> Iterator[Terms]:
+        """The terms behind `score_responses` before they are weighted, by message."""
+        view = self._catalogue.view()
+        bags = self._featurizer([(Turn("assistant", text),) for text in responses])
+        words = WordIndex.build(responses)
+        stored = [segment.response_words for segment in view.segments]
+        vectors = self._response_vectors(bags)
+        nothing = np.zeros(len(responses), np.float32)
+        for query in self._queries(messages, histories):
+            pool = _free_standing(
+                RESPONSE_WORDS * words.scores(query.words, among=stored),
+                np.einsum("nf,nf->n", query.features[bags.ids], bags.weights),
+                vectors @ query.vector if len(query.vector) else nothing,
+            )
+            found = evidence(pool, query.buckets, view.size + len(responses))
+            yield found | {"bucket": nothing}
+
+    def pools(
+        self,
+        messages: Sequence[str],
+        *,
+        histories: Sequence[Sequence[Message]] | None = None,
+    ) -> Iterator[tuple[Pool, Terms]]:
+        """The candidates of each message with the terms that weights would weigh."""
+        view = self._catalogue.view()
+        for query in self._queries(messages, histories):
+            pool = search(view, query, self._settings)
+            yield pool, evidence(pool, query.buckets, view.size)
+
+    def bucket_logits(self, contexts: Sequence[Context]) -> np.ndarray:
+        """Logits, float32 `[n, C]`, before the temperature."""
+        return self._inference.bucket_logits(self._featurizer(contexts))
+
+    def add(self, question: str, answer: str) -> int:
         """Stores an answer, without training; it can be found at once.
 
         An answer that a bucket holds already joins that bucket.
+
+        Returns:
+          The id of the entry, once it is safe on disk.
         """
         if not question.strip() or not answer.strip():
             raise ValueError("A stored answer needs a question and an answer.")
-        same = [
-            b
-            for b, r in zip(self._pool.buckets, self._pool.responses, strict=True)
-            if r == answer
-        ]
-        bags = self._featurizer.texts([question, answer])
-        one = lambda i: Bags(bags.ids[i : i + 1], bags.weights[i : i + 1])
-        bucket = same[0] if same else NO_BUCKET
-        self._store.add([question], [answer], [bucket], one(0), one(1))
+        same = self.store.find_response(answer)
+        bucket = same[0].bucket if same else NO_BUCKET
+        answers = as_answers(
+            self._inference, [as_context(question)], [answer], [bucket]
+        )
+        return int(self.store.add(answers)[0])
 
     def close(self) -> None:
         """Closes the database; `with Chat.load(...) as chat:` does it too."""
-        self._store.close()
+        self.store.close()
 
     def __enter__(self) -> "Chat":
         return self
@@ -249,102 +255,178 @@ class Chat:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._store)
+        return self._catalogue.view().size
 
-    def _choose(
+    def _queries(
         self,
-        context: Context,
-        query: Bags,
-        probs: np.ndarray,
-        style: str,
-        creativity: float,
-        temperature: float,
-        seed: int,
-    ) -> Reply:
-        bucket_scores = fuse_buckets(probs, self._settings.top_labels)
-        said = " ".join(turn.content for turn in context[-3:] if turn.role == "user")
-        found = self._store.search(said, self._settings.db_top_k)
-        entries = self._candidates(found, bucket_scores)
-        if not len(entries.ids):
-            return Reply(_NOTHING_STORED, None, 0.0, True, style, [], 0.0)
-        terms = score_terms(
-            entries,
-            query,
-            lexical_scores(entries, found, len(self._store)),
-            bucket_scores,
-            self._recent(context),
-            bits=self._featurizer.config.bits,
-            bucket_weight=self.bucket_weight,
-            style=style,
-            creativity=creativity,
-        )
-        scores = np.sum(list(terms.values()), axis=0)
-        order = best_by_response(scores, entries.responses)
-        relevance = np.sum([terms[name] for name in RELEVANCE], axis=0)
-        threshold = self._settings.min_confidence or 0.0
-        candidates = [
-            self._candidate(entries, terms, scores, place) for place in order[:_SHOWN]
+        messages: Sequence[str],
+        histories: Sequence[Sequence[Message]] | None,
+    ) -> list[Query]:
+        contexts = [
+            as_context(strip_cues(message), history)
+            for message, history in zip(
+                messages, histories or [()] * len(messages), strict=True
+            )
         ]
-        best = float(relevance[order[0]])
-        if best < threshold:
-            text = _ABSTENTION.format(candidates[0].question)
-            bucket = candidates[0].bucket
-            return Reply(text, bucket, best, True, style, candidates, 0.0)
-        # A draw is among what would not have been refused.
-        answerable = order[:_SHOWN][relevance[order[:_SHOWN]] >= threshold]
-        pick = draw(scores[answerable], temperature=temperature, seed=seed)
-        chosen = self._candidate(entries, terms, scores, answerable[pick])
-        text = stylise(
-            clean(chosen.response),
-            style,
-            creativity=creativity,
-            message=context[-1].content,
-        )
-        confidence = float(relevance[answerable[pick]])
-        return Reply(text, chosen.bucket, confidence, False, style, candidates, 0.0)
+        bags = self._featurizer(contexts)
+        logits = self._inference.bucket_logits(bags)
+        probs = softmax(logits / np.float32(self.calibration.temperature))
+        vectors = np.zeros((len(contexts), 0), np.float32)
+        if self._inference.scorer is not None:
+            vectors = self._inference.encode_contexts(bags)
+        turns = self._featurizer.config.turns
+        return [
+            Query(
+                WordQuery.of(weighted_turns(context, turns)),
+                dense(bags.ids[i], bags.weights[i], self._bits),
+                vectors[i],
+                fuse_buckets(probs[i], self._settings.top_labels),
+                self._recent(context),
+            )
+            for i, context in enumerate(contexts)
+        ]
 
-    def _candidates(
-        self, found: dict[int, float], bucket_scores: np.ndarray
-    ) -> Entries:
-        """The pooled entries and those that the text search adds."""
-        missing = [i for i in found if i not in self._places]
-        entries = self._pool
-        if missing:
-            entries = Entries.concatenate([entries, self._store.get(missing)])
-        if self._settings.pool_mode == "topk":
-            known = entries.buckets != NO_BUCKET
-            entries = entries.select(~known | (bucket_scores[entries.buckets] > 0))
-        return entries
+    def _answer(
+        self, view: View, query: Query, message: str, manner: "_Manner"
+    ) -> Reply:
+        style = manner.style_for(message)
+        buckets = self._named(query.buckets)
+        pool = search(view, query, self._settings)
+        terms = self._terms(view, pool, query, style, manner.creativity)
+        scores, relevance = total(terms), total(terms, RELEVANCE)
+        order = self._shown(pool, scores, style)
+        entries = {entry.id: entry for entry in self.store.get(pool.ids[order])}
+        order = [i for i in order if int(pool.ids[i]) in entries]  # Some just went.
+        if not order:
+            return Reply(_NOTHING_STORED, None, 0.0, True, style.name, [], buckets)
+        candidates = [
+            self._candidate(entries[int(pool.ids[i])], terms, scores, i) for i in order
+        ]
+        confident = [self.calibration.confidence(float(relevance[i])) for i in order]
+        threshold = self._threshold()
+        if confident[0] < threshold:
+            text = _ABSTENTION.format(self._nearest_question(pool, candidates[0]))
+            best = candidates[0].bucket, confident[0], True
+            return Reply(text, *best, style.name, candidates, buckets)
+        # A draw is among what would not have been refused.
+        among = [i for i in range(len(order)) if confident[i] >= threshold]
+        among.sort(key=lambda i: -candidates[i].score)
+        best_scores = np.array([candidates[i].score for i in among])
+        pick = among[
+            draw(best_scores, temperature=manner.temperature, seed=manner.seed)
+        ]
+        chosen = candidates[pick]
+        text = style.show(clean(chosen.response), manner.creativity, message)
+        picked = chosen.bucket, confident[pick], False
+        return Reply(text, *picked, style.name, candidates, buckets)
+
+    def _terms(
+        self, view: View, pool: Pool, query: Query, style: Style, creativity: float
+    ) -> Terms:
+        found = evidence(pool, query.buckets, view.size)
+        terms = weigh(found, self.calibration.weights)
+        return terms | taste(
+            pool,
+            total(terms),
+            self._signal(pool, style),
+            style.weights,
+            creativity=creativity,
+            bits=self._bits,
+        )
+
+    def _signal(self, pool: Pool, style: Style) -> np.ndarray:
+        """How well the candidates suit a style; stored for the built-in ones."""
+        if style in BUILT_IN:
+            return pool.signals[:, BUILT_IN.index(style)]
+        texts = {entry.id: entry.response for entry in self.store.get(pool.ids)}
+        found = [style.signal(texts.get(int(i), "")) for i in pool.ids]
+        return np.array(found, np.float32)
+
+    def _shown(self, pool: Pool, scores: np.ndarray, style: Style) -> list[int]:
+        order = best_by_response(scores, pool.response_ids)[:_DIVERSE]
+        return diversify(
+            order,
+            scores,
+            pool.response_bags,
+            limit=_SHOWN,
+            weight=style.weights.diversity,
+        ).tolist()
 
     def _candidate(
-        self, entries: Entries, terms: Terms, scores: np.ndarray, place: int
+        self, entry: Entry, terms: Terms, scores: np.ndarray, place: int
     ) -> Candidate:
-        number = entries.buckets[place]
         return Candidate(
-            response=entries.responses[place],
-            question=entries.questions[place],
-            bucket=None if number == NO_BUCKET else self._names[number],
+            response=entry.response,
+            question=entry.question,
+            bucket=None if entry.bucket == NO_BUCKET else self.names[entry.bucket],
             score=float(scores[place]),
             terms={name: float(term[place]) for name, term in terms.items()},
+            id=entry.id,
         )
 
-    def _recent(self, context: Context) -> Bags:
+    def _nearest_question(self, pool: Pool, best: Candidate) -> str:
+        nearest = self.store.get(pool.ids[[int(np.argmax(pool.question))]])
+        return nearest[0].question if nearest else best.question
+
+    def _named(self, buckets: np.ndarray) -> dict[str, float]:
+        likely = np.argsort(-buckets, kind="stable")[: np.count_nonzero(buckets)]
+        return {self.names[i]: float(buckets[i]) for i in likely}
+
+    def _threshold(self) -> float:
+        given = self._settings.min_confidence
+        return self.calibration.min_confidence if given is None else given
+
+    def _response_vectors(self, bags: Bags) -> np.ndarray:
+        if self._inference.scorer is None:
+            return np.zeros((len(bags.ids), 0), np.float32)
+        return self._inference.encode_responses(bags)
+
+    def _recent(self, context: Context) -> np.ndarray:
         shown = [turn.content for turn in context if turn.role == "assistant"]
-        return self._featurizer.texts(shown[-_RECENT:])
+        bags = self._featurizer.texts(shown[-_RECENT:])
+        rows = [dense(*row, self._bits) for row in zip(*bags, strict=True)]
+        return np.array(rows, np.float32).reshape(len(rows), 2**self._bits)
 
 
-def _check_arguments(style: str, creativity: float, temperature: float) -> None:
-    if style not in ("auto", *STYLES):
-        raise UserError(f"style {style!r}: use auto, {', '.join(STYLES)}.")
-    if not 0 <= creativity <= 1:
-        raise UserError(f"creativity {creativity:g}: must be in [0, 1].")
-    if not temperature >= 0:
-        raise UserError(f"temperature {temperature:g}: must be at least 0.")
+@dataclasses.dataclass(frozen=True)
+class _Manner:
+    """How to answer; checked."""
+
+    style: str
+    creativity: float
+    temperature: float
+    seed: int
+
+    def __post_init__(self):
+        if self.style != "auto":
+            get_style(self.style)
+        if not 0 <= self.creativity <= 1:
+            raise UserError(f"creativity {self.creativity:g}: must be in [0, 1].")
+        if not self.temperature >= 0:
+            raise UserError(f"temperature {self.temperature:g}: must be at least 0.")
+
+    def style_for(self, message: str) -> Style:
+        return get_style(infer_style(message) if self.style == "auto" else self.style)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exp / exp.sum(axis=-1, keepdims=True)
+def read_calibration(config: dict) -> Calibration:
+    """What config.json says of the ranking; defaults where an older run is silent."""
+    known = {field.name for field in dataclasses.fields(Calibration)}
+    found = {name: config[name] for name in known & set(config) - {"weights"}}
+    weights = RelevanceWeights(**config.get("weights", {}))
+    return Calibration(weights=weights, **found)
+
+
+def _free_standing(
+    words: np.ndarray, response: np.ndarray, scorer: np.ndarray
+) -> Pool:
+    """A pool of responses that answered no stored question."""
+    count = len(words)
+    nothing, ids = np.zeros(count, np.float32), np.arange(count)
+    nobody = np.full(count, NO_BUCKET, np.int32)
+    none = PackedBags(np.zeros(count + 1, np.int64), nothing[:0], nothing[:0])
+    given = words, nothing, response, scorer, nothing
+    return Pool(ids, ids, nobody, *given, np.zeros((count, 0), np.float32), none)
 
 
 _NOTHING_STORED = "I have no stored answers yet."

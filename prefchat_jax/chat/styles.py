@@ -112,3 +112,22 @@ def _number(text: str) -> str:
     if len(sentences) < 2 or re.match(r"\s*1[.)]", text):
         return text
     return " ".join(f"{i}) {sentence}" for i, sentence in enumerate(sentences, 1))
+
+
+import dataclasses
+import numpy as np
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StyleWeights:
+    style: float = 0.0
+    novelty: float = 0.3
+    repeat: float = 0.25
+    diversity: float = 0.3
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Style:
+    name: str
+    weights: StyleWeights = StyleWeights()
+    def signal(self, t): return style_signal(t, self.name)
+    def show(self, text, c, m): return stylise(text, self.name, creativity=c, message=m)
+BUILT_IN = tuple(Style(name=n) for n in STYLES)
+def signals(texts, style): return np.array([style_signal(t, style) for t in texts], np.float32)
+def get_style(name): return {s.name: s for s in BUILT_IN}[name]

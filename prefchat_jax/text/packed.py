@@ -14,7 +14,7 @@ class PackedBags(NamedTuple):
     Attributes:
       offsets: int64 `[n + 1]` where each bag begins.
       ids: unsigned `[total]` feature ids.
-      weights: float16 `[total]`.
+      weights: float16 or float32 `[total]`.
     """
 
     offsets: np.ndarray
@@ -29,35 +29,45 @@ class PackedBags(NamedTuple):
         offsets = np.append(0, np.cumsum(lengths // pairs.itemsize))
         return cls(offsets, pairs["id"].copy(), pairs["weight"].copy())
 
-    def products(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-        """Inner products of some bags with a dense query.
+    @classmethod
+    def concatenate(cls, parts: Sequence["PackedBags"]) -> "PackedBags":
+        """The bags of all parts, in order."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(
+            np.append(0, np.cumsum(lengths)),
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+        )
 
-        Args:
-          rows: integer `[k]` which bags.
-          query: float32 `[2**bits]`.
+    def products(self, query: np.ndarray) -> np.ndarray:
+        """Inner products, float32 `[n]`, of all bags with a dense `[2**bits]`."""
+        values = query.take(self.ids)
+        values *= self.weights
+        sums = np.append(0.0, np.cumsum(values, dtype=np.float64))[self.offsets]
+        return np.diff(sums).astype(np.float32)
 
-        Returns:
-          float32 `[k]`.
-        """
-        places, owners = self._places(rows)
-        values = query[self.ids[places]] * self.weights[places]
-        return np.bincount(owners, values, len(rows)).astype(np.float32)
+    def mean(self, size: int) -> np.ndarray:
+        """The sum of all bags over its length, float32 `[size]`."""
+        total = np.bincount(self.ids, self.weights, size).astype(np.float32)
+        return total / max(float(np.linalg.norm(total)), 1e-12)
+
+    def gram(self) -> np.ndarray:
+        """Inner products of all bags with one another, float32 `[n, n]`; few bags."""
+        distinct, columns = np.unique(self.ids, return_inverse=True)
+        count = len(self.offsets) - 1
+        rows = np.repeat(np.arange(count), np.diff(self.offsets))
+        table = np.zeros((count, len(distinct)), np.float32)
+        table[rows, columns] = self.weights
+        return table @ table.T
 
     def take(self, rows: np.ndarray) -> "PackedBags":
-        """Some of the bags, in this order."""
-        places, owners = self._places(rows)
-        lengths = np.bincount(owners, minlength=len(rows))
-        offsets = np.append(0, np.cumsum(lengths))
-        return PackedBags(offsets, self.ids[places], self.weights[places])
-
-    def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the features of some bags are, and whose they are."""
+        """Some of the bags, in this order, with float32 weights."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
-        owners = np.repeat(np.arange(len(rows)), lengths)
-        ends = np.cumsum(lengths)
-        places = np.arange(len(owners)) + np.repeat(starts - ends + lengths, lengths)
-        return places, owners
+        offsets = np.append(0, np.cumsum(lengths))
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        weights = self.weights.take(places).astype(np.float32)
+        return PackedBags(offsets, self.ids.take(places), weights)
 
 
 def encode(bags: Bags, bits: int) -> list[bytes]:
@@ -76,7 +86,10 @@ def encode(bags: Bags, bits: int) -> list[bytes]:
 
 def dense(ids: np.ndarray, weights: np.ndarray, bits: int) -> np.ndarray:
     """One bag `[features]` as float32 `[2**bits]`."""
-    return np.bincount(ids, weights, 2**bits).astype(np.float32)
+    used = weights > 0  # Padding has id 0, which may also be a feature.
+    out = np.zeros(2**bits, np.float32)
+    out[ids[used]] = weights[used]
+    return out
 
 
 def _pair_type(bits: int) -> np.dtype:

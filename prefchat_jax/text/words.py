@@ -17,7 +17,32 @@ _K1, _B = 1.5, 0.75
 _COMMON = 0.1  # Share of the texts from which on a word is skipped, if it
 _LONG = 20_000  # is in so many texts that its list takes time.
 _ALWAYS = 2  # The rarest words of a query count, however common they are.
+_WORDS = 64  # Words of a query that count, the rarest first.
 _BLOCK = 20_000  # Texts whose words are found at once.
+
+
+class WordQuery(NamedTuple):
+    """Words to search for.
+
+    Attributes:
+      words: uint64 `[k]` distinct hashes.
+      weights: float32 `[k]` how much each counts.
+    """
+
+    words: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, turns: Sequence[tuple[str, float]]) -> "WordQuery":
+        """The words of weighted texts, each with its heaviest weight."""
+        heaviest: dict[int, float] = {}
+        for text, weight in turns:
+            for word in word_hashes(byte_buffer([text])[0])[1].tolist():
+                heaviest[word] = max(weight, heaviest.get(word, 0.0))
+        return cls(
+            np.fromiter(heaviest, np.uint64, len(heaviest)),
+            np.fromiter(heaviest.values(), np.float32, len(heaviest)),
+        )
 
 
 class WordIndex(NamedTuple):
@@ -61,11 +86,13 @@ class WordIndex(NamedTuple):
             len(texts),
         )
 
-    def scores(self, query: str, *, among: Sequence["WordIndex"] = ()) -> np.ndarray:
-        """BM25 scores of all texts for the words of a query, each counted once.
+    def scores(
+        self, query: "WordQuery", *, among: Sequence["WordIndex"] = ()
+    ) -> np.ndarray:
+        """BM25 scores of all texts for the words of a query.
 
         Args:
-          query: free text.
+          query: the words.
           among: indexes of other texts that are searched beside this one: their
             texts count in the rarity of a word, so that scores compare.
 
@@ -73,23 +100,17 @@ class WordIndex(NamedTuple):
           float32 `[size]`; 0 for a text that holds none of the words.
         """
         scores = np.zeros(self.size, np.float32)
-        _, hashes = word_hashes(byte_buffer([query])[0])
-        hashes = np.unique(hashes)
-        if not len(hashes) or not self.size:
-            return scores
+        hashes, weights = query
         parts = (self, *among)
         size = sum(part.size for part in parts)
         counts = np.sum([part._counts(hashes) for part in parts], axis=0)
-        rarest = np.argsort(counts, kind="stable")
-        rarest = rarest[counts[rarest] > 0]
-        kept = counts[rarest] <= max(_COMMON * size, _LONG)
-        kept[:_ALWAYS] = True
-        for word in rarest[kept]:
-            idf = np.log(1 + (size - counts[word] + 0.5) / (counts[word] + 0.5))
-            place = np.searchsorted(self.words, hashes[word])
-            if place < len(self.words) and self.words[place] == hashes[word]:
-                span = slice(self.offsets[place], self.offsets[place + 1])
-                scores[self.texts[span]] += np.float32(idf) * self.weights[span]
+        kept = _telling(counts, size)
+        idf = np.log(1 + (size - counts + 0.5) / (counts + 0.5))
+        gains = (weights * idf).astype(np.float32)
+        places = np.searchsorted(self.words, hashes)
+        for word in kept[self._counts(hashes[kept]) > 0]:
+            span = slice(*self.offsets[places[word] : places[word] + 2])
+            scores[self.texts[span]] += gains[word] * self.weights[span]
         return scores
 
     def _counts(self, hashes: np.ndarray) -> np.ndarray:
@@ -116,6 +137,15 @@ def top(scores: np.ndarray, limit: int) -> np.ndarray:
     bound = np.partition(largest, len(largest) - limit)[len(largest) - limit]
     places = np.flatnonzero((scores >= bound) & (scores > 0))
     return places[np.argsort(-scores[places], kind="stable")[:limit]]
+
+
+def _telling(counts: np.ndarray, size: int) -> np.ndarray:
+    """Places of the words that occur and are not common, rarest first."""
+    rarest = np.argsort(counts, kind="stable")
+    rarest = rarest[counts[rarest] > 0][:_WORDS]
+    kept = counts[rarest] <= max(_COMMON * size, _LONG)
+    kept[:_ALWAYS] = True
+    return rarest[kept]
 
 
 def _words_of(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

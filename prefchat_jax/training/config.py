@@ -114,7 +114,7 @@ class FinetuneConfig:
     """Epochs without a lower validation loss before training stops; 0 never."""
     learn_from_responses: bool = True
     """Also train on each sentence of a reply as if it asked for that reply."""
-    max_candidates_per_bucket: int = 64
+    max_candidates_per_bucket: int = 16
     """Stored question-reply pairs that a bucket pools, the most frequent first."""
 
     def __post_init__(self):
