@@ -19,7 +19,6 @@ from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.snapshot import load_snapshot
 
 _BLOCK = 128  # Rows encoded at once: their embeddings take a few MB.
-_EPSILON = 1e-6
 _DEVICES = ("auto", "cpu", "gpu", "tpu")
 
 # A nested dict of arrays, as in models/classifier.py.
@@ -160,8 +159,8 @@ def linear(params: _Tree, x: np.ndarray) -> np.ndarray:
 
 def rms_norm(x: np.ndarray) -> np.ndarray:
     """`x` over its root mean square along the last axis."""
-    mean = np.mean(x * x, axis=-1, keepdims=True)
-    return x / np.sqrt(mean + np.float32(_EPSILON))
+    squares = np.add.reduce(x * x, axis=-1, keepdims=True)
+    return x / np.sqrt(squares / x.shape[-1] + 1e-6)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -172,7 +171,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def silu(x: np.ndarray) -> np.ndarray:
     """`x sigmoid(x)`; the sigmoid by tanh, which cannot overflow."""
-    half = np.float32(0.5) * x
+    half = 0.5 * x
     return half + half * np.tanh(half)
 
 
@@ -185,7 +184,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 def mish(x: np.ndarray) -> np.ndarray:
     """`x tanh(softplus(x))`, where `tanh(log(1 + e)) = n / (n + 2)`, `n = e^2 + 2e`."""
-    e = np.exp(np.minimum(x, np.float32(20)))  # Beyond 20 the quotient is 1.
+    e = np.exp(np.minimum(x, 20))  # Beyond 20 the quotient is 1.
     n = e * (e + 2)
     return x * (n / (n + 2))
 
