@@ -67,7 +67,7 @@ def test_logits_are_those_of_jax(size, featurizer, rng):
         num_buckets=7, vocabulary=VOCABULARY, branch_widths=BRANCH_WIDTHS[size]
     )
     params = _random_params(config, rng)
-    ours = Inference(featurizer, nest(flatten(params)))
+    ours = Inference.of(featurizer, params)
     assert ours.num_buckets == 7
     for n in (0, 1, 2, 300):
         bags = _bags(rng, n)
@@ -101,7 +101,7 @@ def test_activations_at_any_size_are_those_of_jax(ours, theirs):
 
 def test_many_rows_take_little_memory(featurizer, rng):
     config = ModelConfig(num_buckets=7, vocabulary=VOCABULARY, branch_widths=(512,))
-    ours = Inference(featurizer, nest(flatten(_random_params(config, rng))))
+    ours = Inference.of(featurizer, _random_params(config, rng))
     bags = _bags(rng, 8192)  # All at once: 50 MB of embeddings.
     tracemalloc.start()
     try:
@@ -138,7 +138,7 @@ def test_the_scorer_equals_its_equation(featurizer, rng):
     params["log_scale"] = np.float32(1.5)
     rows = rng.integers(0, 40, 2**BITS).astype(np.int32)
     scoring = ScoringFeaturizer(*vars(featurizer).values(), rows)
-    ours = Inference(scoring, {}, nest(flatten(params)))
+    ours = Inference.of(scoring, {}, params)
     bags = _bags(rng, 150)
     for name, encode in (
         ("context", ours.encode_contexts),
@@ -157,13 +157,12 @@ def test_the_scorer_equals_its_equation(featurizer, rng):
 
 
 def test_a_run_without_a_scorer_says_so(featurizer, rng):
-    ours = Inference(featurizer, {})
+    ours = Inference.of(featurizer, {})
     with pytest.raises(ValueError, match="no response scorer"):
         ours.encode_contexts(_bags(rng, 1))
     with pytest.raises(ValueError, match="no rows"):
-        Inference(featurizer, {}, {"table": 0, "context": 0}).encode_contexts(
-            _bags(rng, 1)
-        )
+        half = Inference.of(featurizer, {}, {"table": 0, "context": 0})
+        half.encode_contexts(_bags(rng, 1))
 
 
 def test_the_fingerprint_is_the_one_that_stores_carry(featurizer, rng):
@@ -176,9 +175,7 @@ def test_the_fingerprint_is_the_one_that_stores_carry(featurizer, rng):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
     assert fingerprint(params, featurizer) == digest.hexdigest()
-    assert Inference(featurizer, nest(flatten(params))).fingerprint == (
-        digest.hexdigest()
-    )
+    assert Inference.of(featurizer, params).fingerprint == digest.hexdigest()
     assert jax.tree.structure(nest(flatten(params))) == jax.tree.structure(params)
 
 
@@ -204,7 +201,7 @@ def _plant(run, **changes):
     found = load_snapshot(run)
     tensors = {name: 3 * array for name, array in found.tensors.items()}
     cache = run.path / snapshot.CACHE
-    snapshot.write_npz(cache, tensors, found.identity | changes)
+    snapshot.write_npz(cache, tensors, found.metadata | changes)
     return cache
 
 
@@ -217,10 +214,12 @@ def test_loading_writes_a_cache_that_the_next_load_reads(own_run, bags, monkeypa
     expected = _expected(own_run, bags)
     assert _close(cold.bucket_logits(bags), expected)
     assert (own_run.path / snapshot.CACHE).exists()
+    params = load_model(own_run)[1]
     monkeypatch.setattr(checkpoints, "load_model", None)  # Calling it would raise.
     warm = Inference.load(own_run)
     np.testing.assert_array_equal(warm.bucket_logits(bags), cold.bucket_logits(bags))
-    assert warm.fingerprint == cold.fingerprint
+    expected_hash = fingerprint(params, own_run.featurizer())
+    assert warm.fingerprint == cold.fingerprint == expected_hash
     _plant(own_run)
     assert not _close(Inference.load(own_run).bucket_logits(bags), expected)
 
@@ -236,6 +235,11 @@ def _other_bytes(run, cache):
     step = run.checkpoints / str(run.config()["last_epoch"])
     with (step / "best" / "commit_success.txt").open("a") as file:
         file.write(" ")
+
+
+def _other_features(run, cache):
+    featurizer = run.featurizer()
+    run.write_features(dataclasses.replace(featurizer, idf=featurizer.idf * 2))
 
 
 def _truncated(run, cache):
@@ -265,6 +269,7 @@ def _no_metadata(run, cache):
     [
         _another_step,
         _other_bytes,
+        _other_features,
         _truncated,
         _flipped,
         _empty,
@@ -275,11 +280,13 @@ def _no_metadata(run, cache):
 def test_a_stale_or_damaged_cache_is_rebuilt(damage, own_run, bags):
     damage(own_run, _plant(own_run))
     expected = _expected(own_run, bags)
-    assert _close(Inference.load(own_run).bucket_logits(bags), expected)
+    ours, params = Inference.load(own_run), load_model(own_run)[1]
+    assert _close(ours.bucket_logits(bags), expected)
+    assert ours.fingerprint == fingerprint(params, own_run.featurizer())
     step = own_run.config()["last_epoch"]
     cached = np.load(own_run.path / snapshot.CACHE)
     assert json.loads(str(cached["metadata"]))["step"] == step
-    bias = load_model(own_run)[1]["head"]["base"]["bias"]
+    bias = params["head"]["base"]["bias"]
     np.testing.assert_array_equal(cached["classifier.head.base.bias"], bias)
 
 
