@@ -84,10 +84,11 @@ def test_losses_import_jax_alone():
     assert not modules & {"flax", "optax", "orbax", "tyro", "rich", "msgspec"}
 
 
-def test_text_and_datasets_import_no_jax():
+def test_text_datasets_and_inference_import_no_jax():
     modules = _modules_after(
         "import prefchat_jax.text.features, prefchat_jax.datasets.records, "
         "prefchat_jax.building.build, prefchat_jax.cli.build, "
-        "prefchat_jax.datasets.labels, prefchat_jax.datasets.split"
+        "prefchat_jax.datasets.labels, prefchat_jax.datasets.split, "
+        "prefchat_jax.inference, prefchat_jax.cli.export"
     )
     assert "jax" not in modules

@@ -75,6 +75,7 @@ def describe(run: RunDirectory) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "version": config["version"],
         "step": snapshot.step,
         "checkpoint": snapshot.checkpoint,
+        "fingerprint": snapshot.fingerprint,
         "model": config["model"],
         "scorer": config.get("scorer"),
         "features": config["features"],

@@ -2,8 +2,8 @@
 
 Reading an orbax step takes JAX and seconds. A snapshot lies beside the step as
 `inference.npz` and loads in milliseconds. The step stays the source of truth: the
-snapshot carries its number and a hash of its bytes, and counts only while both
-still match, so it can be deleted, or left out of a copy, at any time.
+snapshot carries its number and a hash of its bytes and of the features', and counts
+only while both still match, so it can be deleted, or left out of a copy, at any time.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
-from prefchat_jax.training.parameters import flatten, nest
+from prefchat_jax.training.parameters import fingerprint, flatten, nest
 from prefchat_jax.training.run_directory import RunDirectory
 
 CACHE = "inference.npz"
@@ -32,18 +32,22 @@ class Snapshot(NamedTuple):
 
     Attributes:
       step: the number of the step.
-      checkpoint: hash of the files that hold the parameters.
+      checkpoint: hash of the files that hold the parameters and the features.
+      fingerprint: what binds a store to them; kept, since it takes as long to
+        compute as all else.
       tensors: arrays by dotted path, `classifier.` or `scorer.` in front.
     """
 
     step: int
     checkpoint: str
+    fingerprint: str
     tensors: dict[str, np.ndarray]
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What tells two snapshots apart, as JSON values."""
-        return _identity(self.step, self.checkpoint)
+    def metadata(self) -> dict[str, Any]:
+        """All but the tensors, and the format of the cache, as JSON values."""
+        identity = _identity(self.step, self.checkpoint)
+        return identity | {"fingerprint": self.fingerprint}
 
     @property
     def classifier(self) -> dict[Any, Any]:
@@ -78,26 +82,29 @@ def load_snapshot(run: RunDirectory) -> Snapshot:
         raise UserError(
             f"{run.path} is not finished: go on with `prefchat finetune --resume`."
         )
-    checkpoint = hash_step(run.checkpoints / str(step))
+    checkpoint = hash_files(run, step)
     cached = _read(run.path / CACHE, step, checkpoint)
     if cached is not None:
         return cached
-    snapshot = Snapshot(step, checkpoint, _from_orbax(run))
+    trees = _from_orbax(run)
+    bound = fingerprint(trees["classifier"], run.featurizer())
+    snapshot = Snapshot(step, checkpoint, bound, flatten(trees))
     with contextlib.suppress(OSError):  # A run directory may be read-only.
-        write_npz(run.path / CACHE, snapshot.tensors, snapshot.identity)
+        write_npz(run.path / CACHE, snapshot.tensors, snapshot.metadata)
     return snapshot
 
 
-def hash_step(step: pathlib.Path) -> str:
-    """Hashes the files of a step that hold the served parameters, names included."""
+def hash_files(run: RunDirectory, step: int) -> str:
+    """Hashes, names included, the files of the served parameters and the features."""
+    folders = [run.checkpoints / str(step) / name for name in _CHECKPOINTABLES]
+    files = [file for folder in folders for file in sorted(folder.rglob("*"))]
     digest = hashlib.blake2b(digest_size=16)
-    for name in _CHECKPOINTABLES:
-        for path in sorted((step / name).rglob("*")):
-            if path.is_file():
-                content = path.read_bytes()
-                head = f"{path.relative_to(step).as_posix()}\0{len(content)}\0"
-                digest.update(head.encode())
-                digest.update(content)
+    for path in (run.path / "features.npz", *files):
+        if path.is_file():
+            content = path.read_bytes()
+            name = path.relative_to(run.path).as_posix()
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
     return digest.hexdigest()
 
 
@@ -128,18 +135,19 @@ def _read(path: pathlib.Path, step: int, checkpoint: str) -> Snapshot | None:
     """The cache, or None where it is missing, stale or damaged."""
     try:
         tensors, metadata = read_npz(path)
+        bound = metadata.pop("fingerprint")
     except Exception:  # zipfile and NumPy raise many types; all mean: make it anew.
         return None
     if metadata != _identity(step, checkpoint):
         return None
-    return Snapshot(step, checkpoint, tensors)
+    return Snapshot(step, checkpoint, bound, tensors)
 
 
-def _from_orbax(run: RunDirectory) -> dict[str, np.ndarray]:
+def _from_orbax(run: RunDirectory) -> dict[str, Any]:
     from prefchat_jax.training import checkpoints
 
     trees = {"classifier": checkpoints.load_model(run)[1]}
     load_scorer = getattr(checkpoints, "load_scorer", None)
     if load_scorer and run.config().get("scorer"):
         trees["scorer"] = load_scorer(run)[1]
-    return flatten(trees)
+    return trees
