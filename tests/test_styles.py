@@ -221,6 +221,7 @@ def test_clean_drops_fillers_at_the_front_and_repeats(text, cleaned):
 @pytest.mark.parametrize(
     "text",
     [
+        "... ... ...",
         "Use 3.14 here. Use 2.71 here.",
         "See http://a.b/c.d. Pi is 3.14!",
         "  spaced   text.  ",
@@ -476,6 +477,8 @@ def test_analyst_sets_out_steps(text, shown):
         "Transfer fees are low. Return shipping is free.",
         "It rains. Next door it does not.",
         "Open the app. It is on your phone and it shows all. It is red. It is nice.",
+        "Type I flu is common. Type II flu is rare. Type II also has been seen.",
+        "Then press it. Then you wait.",
         "Pi is 3. 14 is more.",
         "See 2) and 1) above.",
         "Open it.\nClose it.",

@@ -45,7 +45,7 @@ def _clean_once(text: str) -> str:
         sentence = text[a:b]
         if not kept and _FILLER.fullmatch(sentence):
             continue
-        words = _words(sentence)
+        words = sentence.split()
         near = said[-_NEAR:] if len(words) >= _LONG else said[-1:]
         if any(_repeats(words, others) for others in near):
             continue
@@ -67,8 +67,9 @@ def _joined(text: str, spans: list[Span], kept: list[Span]) -> str:
 
 def _repeats(words: list[str], others: list[str]) -> bool:
     """Whether a sentence of these words says nothing that the other does not."""
-    if not words or len(words) > len(others) or len(words) <= _SAME * len(others):
+    if not _SAME * len(others) < len(words) <= len(others):
         return False
+    words, others = _bare(words), _bare(others)
     if _firm(words) != _firm(others):
         return False
     rest = iter(others)
@@ -82,8 +83,7 @@ def _firm(words: list[str]) -> list[str]:
     ]
 
 
-def _words(sentence: str) -> list[str]:
+def _bare(words: list[str]) -> list[str]:
     """Words without the punctuation around them; C, C++ and `c` are three."""
-    words = [word.strip(".,;:!?\"'()“”…。！？") for word in sentence.split()]
-    words = [word for word in words if word]
-    return [words[0].lower(), *words[1:]] if words else []
+    bare = [word.strip(".,;:!?\"'()“”…。！？") for word in words]
+    return [bare[0].lower(), *bare[1:]]

@@ -111,6 +111,22 @@ ANALYST = "|".join(
     )
 )
 
+# A message without any of these matches no cue above.
+_WORDS = (
+    "brief concis succinct short nutshell word line sentence summar gist rundown quick "
+    "creativ imagin playful inventive poetic brainstorm outside story poem metaphor "
+    "analogy haiku limerick rhyme fairy parable riddle step detail depth walk break "
+    "cons reasoning thorough analy systematic precise trade tldr tl;dr"
+)
+_HINTS = (*_WORDS.split(), "sum up")
+
+
+def may_ask(message: str) -> bool:
+    """Whether a built-in cue can match; false for most messages, and fast."""
+    lowered = message.lower()
+    return any(hint in lowered for hint in _HINTS)
+
+
 # Wishes that a question can open or close with, and that are not searched for.
 _WISH = (
     rf"(?:{_BRIEF}|{_ONE}|tl;?dr|step[- ]by[- ]step|{_DETAIL}|creatively"

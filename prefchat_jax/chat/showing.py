@@ -71,7 +71,8 @@ _VERBS = _words(
 _SUBJECTS = _words("you we i it they he she the your make be if in on to from with")
 # "Transfer fees are ...", "Check deposits take ...": no verb in front.
 _STATES = re.compile(
-    r"\w+\s+(?!that|if|whether|what|which|how|when|where|your|the|this|it\b)(?:\w+\s+)?"
+    r"\w+\s+(?!(?:that|if|whether|what|which|how|when|where|your|the|this|it)\b)"
+    r"(?:(?!(?:that|to|if|which|you|until)\b)\w+\s+){0,3}"
     r"(?:is|are|was|were|can|will|may|must|costs?|appl(?:y|ies)|takes?|ha(?:s|ve))\b",
     re.IGNORECASE,
 )
@@ -216,6 +217,8 @@ def _steps(sentences: list[str]) -> tuple[list[str], list[list[str]], list[str]]
     if len(places) < 2:
         return None
     first, last = places[0], places[-1]
+    if ranks[first] == 0:
+        return None  # "Then ...": what it follows is not here.
     explicit = [rank for rank in ranks if rank]
     if len(set(explicit)) < len(explicit):
         return None  # Two lists, or none.

@@ -205,9 +205,11 @@ def unregister_style(name: str) -> None:
 
 def infer_style(message: str) -> str:
     """The name of the style that a message asks for, or `balanced`."""
-    own = [entry for name, entry in _registered.items() if name not in STYLES]
-    built_in = [_registered[name] for name in ("concise", "creative", "analyst")]
-    for style, pattern in (*own, *built_in):
+    known = _registered
+    searched = [entry for name, entry in known.items() if name not in STYLES]
+    if cues.may_ask(message):
+        searched += [known[name] for name in ("concise", "creative", "analyst")]
+    for style, pattern in searched:
         if pattern is not None and pattern.search(message):
             return style.name
     return "balanced"

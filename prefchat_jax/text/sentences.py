@@ -4,8 +4,10 @@ Every pattern matches each character a bounded number of times, so that the time
 is linear in the length of the text, whatever it holds.
 """
 
+import functools
 import itertools
 import re
+from collections.abc import Iterable, Iterator
 
 Span = tuple[int, int]
 
@@ -40,6 +42,7 @@ _OPENERS = _words(
     "my his her their its is are was were do does did can could will would no yes "
     "not all some most many after before while once use also however"
 )
+_SHORT = 1000  # Characters up to which the spans of a text are kept.
 _DOTTED = re.compile(r"(?:[A-Za-z]{1,2}\.)+[A-Za-z]{1,3}")  # U.S, Ph.D
 _CLOSERS = "\"')\\]}»”’"
 _WIDE_CLOSERS = "」』】）》〉”’\"')"
@@ -52,6 +55,8 @@ _END = re.compile(
     rf"|(?P<wide>[。！？｡।؟۔]+)[{_WIDE_CLOSERS}]*"
     rf"|(?P<line>\n)(?=[ \t]*\n|[ \t]*{_ITEM})"
 )
+_MARK = re.compile("[.!?…‽。！？｡।؟۔\n]")  # What a match of `_END` begins with.
+_OPENING = re.compile('["“«「『(（]')  # What a match of `_QUOTED` begins with.
 _TICKS = re.compile(r"`+|\n")
 # Short passages in quotes or brackets, which are not cut.
 _QUOTED = re.compile(
@@ -74,8 +79,13 @@ def sentence_spans(text: str) -> list[Span]:
     white space. Code, URLs, numbers, abbreviations and short quotations stay
     whole; a blank line, and a line that opens a list item, begin a sentence.
     """
+    return list(_kept_spans(text) if len(text) <= _SHORT else _spans(text))
+
+
+def _spans(text: str) -> list[Span]:
     code = code_spans(text)
-    whole = _merged([*code, *(match.span() for match in _QUOTED.finditer(text))])
+    quoted = _QUOTED.finditer(text) if _OPENING.search(text) else ()
+    whole = _merged([*code, *(match.span() for match in quoted)])
     spans: list[Span] = []
     start = inside = 0
     for place in _ends(text, code):
@@ -94,6 +104,10 @@ def sentence_spans(text: str) -> list[Span]:
             spans.append(span)
         start = max(start, end)
     return [*spans, rest] if (rest := _trimmed(text, start, len(text))) else spans
+
+
+# A reply is cleaned and then shown, and split for both.
+_kept_spans = functools.lru_cache(maxsize=1024)(_spans)
 
 
 def code_spans(text: str) -> list[Span]:
@@ -126,13 +140,22 @@ def code_spans(text: str) -> list[Span]:
     return spans
 
 
-def _ends(text: str, code: list[Span]):
+def _ends(text: str, code: list[Span]) -> Iterable[int | re.Match]:
     """Where a sentence may end: matches of `_END`, and ends of blocks of code."""
     blocks = [b for a, b in code if "\n" in text[a:b]]
     if not blocks:
-        return _END.finditer(text)
+        return _stops(text)
     at = lambda place: place if isinstance(place, int) else place.start()
-    return sorted(itertools.chain(blocks, _END.finditer(text)), key=at)
+    return sorted(itertools.chain(blocks, _stops(text)), key=at)
+
+
+def _stops(text: str) -> Iterator[re.Match]:
+    """The matches of `_END`, by a faster search for their first characters."""
+    end = 0
+    for mark in _MARK.finditer(text):
+        if mark.start() >= end and (match := _END.match(text, mark.start())):
+            yield match
+            end = match.end()
 
 
 def _is_end(text: str, start: int, place: re.Match) -> bool:
@@ -200,6 +223,6 @@ def _merged(spans: list[Span]) -> list[Span]:
 
 def _trimmed(text: str, a: int, b: int) -> Span | None:
     """The span without white space at its ends; None if nothing is left."""
-    piece = text[a:b]
-    a += len(piece) - len(piece.lstrip())
-    return (a, a + len(piece.strip())) if piece.strip() else None
+    piece = text[a:b].rstrip()
+    rest = piece.lstrip()
+    return (a + len(piece) - len(rest), a + len(piece)) if rest else None
