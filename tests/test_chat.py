@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 
 from prefchat_jax import Chat, ChatSettings
-from prefchat_jax.chat.cleanup import clean
 from prefchat_jax.chat.ranking import best_by_response, draw, fuse_buckets, score_terms
 from prefchat_jax.chat.store import NO_BUCKET, Entries, ResponseStore
-from prefchat_jax.chat.styles import STYLES, infer_style, strip_cues, stylise
+from prefchat_jax.chat.styles import STYLES
 from prefchat_jax.errors import UserError
 from prefchat_jax.indexing import index
 from prefchat_jax.text.features import FeatureConfig, Featurizer
-from prefchat_jax.text.sentences import split_sentences
 
 NEVER = ChatSettings(min_confidence=0.0)
 
@@ -26,81 +24,6 @@ def own_run(run, tmp_path):
 @pytest.fixture(scope="module")
 def chat(run):
     return Chat.load(run.run.path, settings=NEVER)
-
-
-# --- sentences and clean-up
-
-
-def test_sentences_leave_numbers_urls_code_and_abbreviations_whole():
-    text = (
-        "Version 3.5 is required, e.g. on www.example.com/a.b?c. Run `a. b` now! "
-        'He said "yes." Dr. No agreed vs. me? 1. First item. Done'
-    )
-    assert split_sentences(text) == [
-        "Version 3.5 is required, e.g. on www.example.com/a.b?c.",
-        "Run `a. b` now!",
-        'He said "yes."',
-        "Dr. No agreed vs. me?",
-        "1. First item.",
-        "Done",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "cleaned"),
-    [
-        ("Sure. Open the app.", "Open the app."),
-        ("Open the app now. Open the app, now!", "Open the app now."),
-        ("Use 3.14 here. Use 2.71 here.", "Use 3.14 here. Use 2.71 here."),
-        ("See http://a.b/c.d. Pi is 3.14!", "See http://a.b/c.d. Pi is 3.14!"),
-        ("  spaced   text.  ", "  spaced   text.  "),
-        ("```\na.\na.\n```", "```\na.\na.\n```"),
-        ("Okay.", "Okay."),
-    ],
-)
-def test_clean_drops_fillers_and_repeats_and_touches_nothing_else(text, cleaned):
-    assert clean(text) == cleaned
-
-
-# --- styles
-
-
-@pytest.mark.parametrize(
-    ("message", "style"),
-    [
-        ("briefly, what is DPO?", "concise"),
-        ("imagine a story about beta", "creative"),
-        ("compare the two step by step", "analyst"),
-        ("where is my parcel", "balanced"),
-        ("", "balanced"),
-    ],
-)
-def test_the_style_is_read_from_the_message(message, style):
-    assert infer_style(message) == style
-
-
-def test_cues_that_only_ask_for_brevity_are_not_searched_for():
-    assert strip_cues("briefly, what is DPO?") == "what is DPO?"
-    assert strip_cues("compare DPO and IPO") == "compare DPO and IPO"
-    assert strip_cues("what is DPO, in short?") == "what is DPO"
-    assert strip_cues("briefly") == "briefly"
-    for content in ("do you sell short sleeves?", "where is the summary report?"):
-        assert strip_cues(content) == content
-
-
-def test_styles_show_the_same_text_differently():
-    text = "Open the app. Press the red button that you find there. " + "Wait. " * 30
-    show = lambda style, creativity=0.5: stylise(
-        text, style, creativity=creativity, message="m"
-    )
-    assert show("balanced") == text
-    assert text.startswith(show("concise")) and len(show("concise").split()) <= 28
-    assert show("analyst").startswith("1) Open the app. 2) Press")
-    assert show("creative").endswith(text) and show("creative") != text
-    assert show("creative", 0.1) == text
-    laid_out = "Run this.\nThen that.\n- a"
-    for style in ("concise", "analyst"):
-        assert stylise(laid_out, style, creativity=0.0, message="m") == laid_out
 
 
 # --- ranking
@@ -338,9 +261,8 @@ def test_temperature_draws_repeatably(chat):
 def test_clean_up_comes_before_the_style(own_run):
     chat = Chat.load(own_run, settings=NEVER)
     chat.add("vase", "Sure. Click save now. Click save now. Then wait.")
-    assert (
-        chat.reply("vase", style="analyst").text == "1) Click save now. 2) Then wait."
-    )
+    steps = "1. Click save now.\n2. Then wait."
+    assert chat.reply("vase", style="analyst").text == steps
     assert chat.reply("vase", style="concise").text == "Click save now. Then wait."
 
 

@@ -1,31 +1,49 @@
-"""Styles: what a reply should look like, and how a stored text is shown."""
+"""Styles: what a reply should look like; built in, or registered by the user.
 
+A style is data and two pure functions: `signal` says how much a stored text suits
+it, `show` how the text is shown. Texts are shortened, ordered or framed, and never
+rewritten.
+
+Creativity, in [0, 1], moves two things and nothing else. In the ranking, a text
+unlike the others gains `creativity * weights.novelty` times its novelty, as a share
+of its relevance: nothing at 0. In what is shown, the style `creative` puts a
+phrase in front from 0.3 on. It changes neither which style is used nor how a reply
+is drawn, and no other built-in style shows a text differently because of it.
+"""
+
+import dataclasses
 import functools
-import hashlib
+import math
 import re
+import threading
+from collections.abc import Callable, Sequence
 
-from prefchat_jax.text.sentences import split_sentences
+import numpy as np
 
-STYLES = ("balanced", "creative", "concise", "analyst")
+from prefchat_jax.chat import cues
+from prefchat_jax.chat.cues import strip_cues
+from prefchat_jax.chat.showing import framed, plain, shortened, stepwise
+from prefchat_jax.errors import UserError
 
-# What a message says about the style it wants; the first that matches decides.
-_CUES = (
-    (
-        "concise",
-        r"\b(brief(ly)?|short(ly)?|concise(ly)?|tl;?dr|one line|in a word|quick answer"
-        r"|in short|summar\w+)\b",
-    ),
-    (
-        "creative",
-        r"\b(creative(ly)?|imagin\w+|story|brainstorm\w*|metaphors?|analog\w+|poem"
-        r"|inspir\w+|playful\w*)\b",
-    ),
-    (
-        "analyst",
-        r"\b(step[- ]by[- ]step|steps|analy[sz]e|explain|compare|why|trade-?offs?"
-        r"|in detail|debug|reason\w*|pros and cons)\b",
-    ),
-)
+__all__ = [
+    "BUILT_IN",
+    "STYLES",
+    "Style",
+    "StyleWeights",
+    "get_style",
+    "infer_style",
+    "register_style",
+    "signals",
+    "strip_cues",
+    "style_names",
+    "style_signal",
+    "stylise",
+    "unregister_style",
+]
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+# Texts that a signal is tried with when its style is registered.
+_PROBES = ("", "Yes.", "First open the app, then press Save.", "Why? " * 500)
 _STEPS = re.compile(
     r"\b(first|second|third|then|next|finally|because|therefore|since|so that|instead"
     r"|step)\b|(^|\s)\d[.)]",
@@ -36,98 +54,219 @@ _COLOUR = re.compile(
     r"|wonder\w*|play\w*|explore\w*)\b|[!?:;]",
     re.IGNORECASE,
 )
-_BREVITY = re.compile(
-    r"^\s*(briefly|in short|tl;?dr|in a word|in one line)\b[\s,:;-]*"
-    r"|[\s,;-]*\b(briefly|in short|tl;?dr|in a word|in one line)\b[\s.!?]*$",
-    re.IGNORECASE,
-)
-_MARKS = {"analyst": _STEPS, "creative": _COLOUR}
-_CONCISE_WORDS = 28
-_FRAMES = (
-    "Here is a thought:",
-    "One way to see it:",
-    "Try this angle:",
-    "Picture it like this:",
-)
 
 
-def infer_style(message: str) -> str:
-    """The style that a message asks for, or `balanced`."""
-    lowered = message.lower()
-    matches = (style for style, cues in _CUES if re.search(cues, lowered))
-    return next(matches, "balanced")
-
-
-def strip_cues(message: str) -> str:
-    """The message without a leading or trailing wish for brevity.
-
-    Inside a sentence such a word may be what the message is about.
-    """
-    rest = _BREVITY.sub("", message).strip()
-    return rest if re.search(r"\w", rest) else message
-
-
-@functools.lru_cache(maxsize=200_000)  # Stored texts, read again for every message.
-def style_signal(text: str, style: str) -> float:
-    """How much a text suits a style, in [0, 1]."""
-    if style == "concise":
-        return 1 / (1 + len(text.split()) / 20)
-    if style in _MARKS:
-        return min(len(_MARKS[style].findall(text)) / 4, 1.0)
-    return 0.0
-
-
-def stylise(text: str, style: str, *, creativity: float, message: str) -> str:
-    """Shows a stored text in a style: shortened, numbered or framed, not rewritten.
-
-    A text of several lines was laid out by hand, and keeps its layout.
-
-    `concise` keeps whole sentences from the front, `analyst` numbers sentences,
-    and `creative` puts a short phrase in front from creativity 0.3 on (which one
-    depends on the message alone).
-    """
-    laid_out = "\n" in text
-    if style == "concise" and not laid_out:
-        return _shorten(text)
-    if style == "analyst" and not laid_out:
-        return _number(text)
-    if style == "creative" and creativity >= 0.3:
-        digest = hashlib.blake2b(message.encode("utf-8", "replace"), digest_size=1)
-        return f"{_FRAMES[digest.digest()[0] % len(_FRAMES)]} {text}"
-    return text
-
-
-def _shorten(text: str) -> str:
-    kept, words = [], 0
-    for sentence in split_sentences(text):
-        words += len(sentence.split())
-        if kept and words > _CONCISE_WORDS:
-            break
-        kept.append(sentence)
-    return " ".join(kept)
-
-
-def _number(text: str) -> str:
-    sentences = split_sentences(text)
-    if len(sentences) < 2 or re.match(r"\s*1[.)]", text):
-        return text
-    return " ".join(f"{i}) {sentence}" for i, sentence in enumerate(sentences, 1))
-
-
-import dataclasses
-import numpy as np
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StyleWeights:
+    """Shares of its relevance that a candidate gains or loses, each in [0, 1].
+
+    Attributes:
+      style: gained by a text that suits the style fully (a signal of 1).
+      novelty: gained at creativity 1 by a text unlike all others.
+      repeat: lost by a text that equals a recent reply.
+      diversity: lost within the returned list by a text that equals one above it
+        (maximal marginal relevance).
+    """
+
     style: float = 0.0
     novelty: float = 0.3
     repeat: float = 0.25
     diversity: float = 0.3
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value <= 1:
+                raise UserError(f"style weight {field.name} {value}: use 0 to 1.")
+
+
+def _no_signal(text: str) -> float:
+    return 0.0
+
+
+def _brevity(text: str) -> float:
+    return 1 / (1 + len(text.split()) / 20)
+
+
+def _orderliness(text: str) -> float:
+    return min(len(_STEPS.findall(text)) / 4, 1.0)
+
+
+def _colour(text: str) -> float:
+    return min(len(_COLOUR.findall(text)) / 4, 1.0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
+    """A style.
+
+    Attributes:
+      name: lower-case letters, digits, `_` and `-`; not `auto`.
+      weights: what the style changes in the ranking.
+      cues: a regular expression, searched in the message without regard to case;
+        a match asks for this style when the style is `auto`.
+      signal: how much a text suits the style, in [0, 1]; a pure function, since
+        what it returns is kept.
+      show: `(text, creativity, message)` to what is shown; a pure function.
+    """
+
     name: str
     weights: StyleWeights = StyleWeights()
-    def signal(self, t): return style_signal(t, self.name)
-    def show(self, text, c, m): return stylise(text, self.name, creativity=c, message=m)
-BUILT_IN = tuple(Style(name=n) for n in STYLES)
-def signals(texts, style): return np.array([style_signal(t, style) for t in texts], np.float32)
-def get_style(name): return {s.name: s for s in BUILT_IN}[name]
+    cues: str | None = None
+    signal: Callable[[str], float] = _no_signal
+    show: Callable[[str, float, str], str] = plain
+
+
+BUILT_IN: tuple[Style, ...] = (
+    Style(name="balanced"),
+    Style(
+        name="creative",
+        weights=StyleWeights(style=0.2, novelty=0.6, repeat=0.35, diversity=0.5),
+        cues=cues.CREATIVE,
+        signal=_colour,
+        show=framed,
+    ),
+    Style(
+        name="concise",
+        weights=StyleWeights(style=0.3, novelty=0.1),
+        cues=cues.CONCISE,
+        signal=_brevity,
+        show=shortened,
+    ),
+    Style(
+        name="analyst",
+        weights=StyleWeights(style=0.2, novelty=0.1),
+        cues=cues.ANALYST,
+        signal=_orderliness,
+        show=stepwise,
+    ),
+)
+STYLES = tuple(style.name for style in BUILT_IN)
+
+# Replaced as a whole, under the lock, so that readers need none.
+_registered: dict[str, tuple[Style, re.Pattern | None]] = {}
+_lock = threading.Lock()
+
+
+def style_names() -> tuple[str, ...]:
+    """The names of all styles: those built in, then those registered."""
+    return tuple(_registered)
+
+
+def get_style(name: str) -> Style:
+    """The style of a name.
+
+    Raises:
+      UserError: there is none; the error lists the names.
+    """
+    found = _registered.get(name)
+    if found is None:
+        raise UserError(f"style {name!r}: use {', '.join(('auto', *_registered))}.")
+    return found[0]
+
+
+def register_style(style: Style) -> None:
+    """Adds a style; from then on `get_style` and `infer_style` know it.
+
+    Cues of registered styles are searched before those built in, in the order of
+    registration. Safe to call from several threads.
+
+    Raises:
+      UserError: the name is taken, reserved or malformed; the cues are no regular
+        expression or match an empty message; the signal of a text is not in [0, 1].
+    """
+    name = style.name
+    if not (isinstance(name, str) and _NAME.fullmatch(name)) or name == "auto":
+        raise UserError(
+            f"style name {name!r}: use lower-case letters, digits, _ and -, not auto."
+        )
+    pattern = _compiled(style)
+    for probe in _PROBES:
+        _signal(style.signal, style.name, probe)
+    global _registered
+    with _lock:
+        if name in _registered:
+            raise UserError(f"style {name!r} is registered already: use another name.")
+        _registered = {**_registered, name: (style, pattern)}
+
+
+def unregister_style(name: str) -> None:
+    """Removes a registered style.
+
+    Raises:
+      UserError: there is none of that name, or it is built in.
+    """
+    global _registered
+    with _lock:
+        if name in STYLES or name not in _registered:
+            raise UserError(f"style {name!r}: only a registered style can be removed.")
+        _registered = {k: v for k, v in _registered.items() if k != name}
+
+
+def infer_style(message: str) -> str:
+    """The name of the style that a message asks for, or `balanced`."""
+    known = _registered
+    searched = [entry for name, entry in known.items() if name not in STYLES]
+    if cues.may_ask(message):
+        searched += [known[name] for name in ("concise", "creative", "analyst")]
+    for style, pattern in searched:
+        if pattern is not None and pattern.search(message):
+            return style.name
+    return "balanced"
+
+
+def signals(texts: Sequence[str], style: Style | str) -> np.ndarray:
+    """How much each text suits a style: float32 `[n]`, in [0, 1].
+
+    The number of a text is kept: stored texts are read again for every message.
+
+    Raises:
+      UserError: there is no such style, or its signal of a text is not in [0, 1].
+    """
+    style = get_style(style) if isinstance(style, str) else style
+    values = (_signal(style.signal, style.name, text) for text in texts)
+    return np.fromiter(values, np.float32, len(texts))
+
+
+def style_signal(text: str, style: str) -> float:
+    """How much one text suits the style of a name, in [0, 1]."""
+    found = get_style(style)
+    return _signal(found.signal, found.name, text)
+
+
+def stylise(text: str, style: str, *, creativity: float, message: str) -> str:
+    """A stored text as the style of a name shows it."""
+    return get_style(style).show(text, creativity, message)
+
+
+@functools.lru_cache(maxsize=200_000)
+def _signal(signal: Callable[[str], float], name: str, text: str) -> float:
+    value = signal(text)
+    is_number = isinstance(value, int | float | np.number)
+    if not (is_number and math.isfinite(value) and 0 <= value <= 1):
+        raise UserError(
+            f"style {name!r}: its signal of {text[:40]!r} is {value!r}; "
+            "return a number in [0, 1]."
+        )
+    return float(value)
+
+
+def _compiled(style: Style) -> re.Pattern | None:
+    if style.cues is None:
+        return None
+    try:
+        pattern = re.compile(style.cues, re.IGNORECASE)
+    except (re.error, TypeError) as error:
+        raise UserError(
+            f"style {style.name!r}: cues {style.cues!r} are no regular expression "
+            f"({error})."
+        ) from None
+    if pattern.search(""):
+        raise UserError(
+            f"style {style.name!r}: cues {style.cues!r} match every message."
+        )
+    return pattern
+
+
+for _style in BUILT_IN:
+    register_style(_style)
