@@ -38,6 +38,9 @@ class Silent:
     def notice(self, text: str) -> None:
         """A line that the user should know."""
 
+    def stage(self, name: str) -> None:
+        """What trains from now on."""
+
     def chunk(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """Some micro-batches are through."""
 

@@ -105,7 +105,10 @@ class RunDirectory:
     def write_features(self, featurizer: Featurizer) -> None:
         """Stores the document frequencies."""
         with write_aside(self.path / "features.npz") as aside, aside.open("wb") as file:
-            np.savez_compressed(file, idf=featurizer.idf, rows=featurizer.rows)
+            arrays = {"idf": featurizer.idf, "rows": featurizer.rows}
+            if featurizer.scorer_rows is not None:
+                arrays["scorer_rows"] = featurizer.scorer_rows
+            np.savez_compressed(file, **arrays)
 
     def featurizer(self) -> Featurizer:
         """Rebuilds the featurizer that the run was trained with."""
@@ -116,7 +119,11 @@ class RunDirectory:
         try:
             with path.open("rb") as file, np.load(file) as arrays:
                 return Featurizer(
-                    FeatureConfig(**config), arrays["idf"], arrays["rows"]
+                    FeatureConfig(**config),
+                    arrays["idf"],
+                    arrays["rows"],
+                    # A run of an older version has none, nor a scorer.
+                    arrays["scorer_rows"] if "scorer_rows" in arrays else None,
                 )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read ({error}): train again.") from error
