@@ -87,14 +87,18 @@ class Featurizer:
         With `responses`, also the features that the last turns and the distinct
         responses together hold often enough to be learned by a scorer.
         """
-        counts = _document_counts([context[-1].content for context in contexts], config)
+        counts = _document_counts(_questions(contexts), config)
         idf = np.log((len(contexts) + 1) / (counts + 1)) + 1
         fitted = cls(config, idf.astype(np.float32), _numbered(counts, config))
-        distinct = list(dict.fromkeys(responses))
-        if not distinct:
-            return fitted
-        counts += _document_counts(distinct, config)
-        return dataclasses.replace(fitted, scorer_rows=_numbered(counts, config))
+        responses = list(responses)
+        return fitted._with_scorer(counts, responses) if responses else fitted
+
+    def with_scorer(
+        self, contexts: Sequence[Context], responses: Iterable[str]
+    ) -> "Featurizer":
+        """The same featurizer with rows for a scorer of these texts; see `fit`."""
+        counts = _document_counts(_questions(contexts), self.config)
+        return self._with_scorer(counts, responses)
 
     @property
     def num_rows(self) -> int:
@@ -131,6 +135,12 @@ class Featurizer:
         if self.scorer_rows is None:
             raise ValueError("This featurizer was fitted without responses.")
         return _by_row(self.scorer_rows, bags)
+
+    def _with_scorer(
+        self, counts: np.ndarray, responses: Iterable[str]
+    ) -> "Featurizer":
+        counts = counts + _document_counts(list(dict.fromkeys(responses)), self.config)
+        return dataclasses.replace(self, scorer_rows=_numbered(counts, self.config))
 
     def _block(self, contexts: Sequence[Context]) -> Bags:
         weighted = [weighted_turns(c, self.config.turns) for c in contexts]
@@ -186,6 +196,10 @@ def cosine(query: Bags, keys: Bags, bits: int) -> np.ndarray:
 
 def _blocks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
     return (items[i : i + _BLOCK] for i in range(0, len(items), _BLOCK))
+
+
+def _questions(contexts: Sequence[Context]) -> list[str]:
+    return [context[-1].content for context in contexts]
 
 
 def _document_counts(texts: Sequence[str], config: FeatureConfig) -> np.ndarray:

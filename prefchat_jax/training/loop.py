@@ -82,10 +82,12 @@ def fit(
     val: Rows,
     plan: EpochPlan,
     progress: Progress,
+    scorer: Params | None = None,
 ) -> Fit:
     """Trains to the end, or goes on after the last checkpoint of `run`.
 
-    Without validation rows the last epoch counts as the best.
+    Without validation rows the last epoch counts as the best. Each checkpoint also
+    holds `scorer`, as it is.
 
     Raises:
       UserError: a loss term is not finite.
@@ -99,7 +101,7 @@ def fit(
         ramp_steps=np.float32(config.ramp_epochs * plan.micro_batches),
     )
     state = init_state(recipe, params)
-    with Checkpoints(run.checkpoints) as checkpoints:
+    with Checkpoints(run.checkpoints, scorer) as checkpoints:
         history: list[Metrics] = []
         if checkpoints.last_epoch:
             state = checkpoints.resume(state)
@@ -213,9 +215,8 @@ def check_finite(
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         step, name = bad[0]
-        raise UserError(
-            f"{names[name]} is {values[step, name]} at step {done + step + 1}: {advice}."
-        )
+        what = f"{names[name]} is {values[step, name]} at step {done + step + 1}"
+        raise UserError(f"{what}: {advice}.")
     return metrics
 
 

@@ -72,7 +72,12 @@ class RunDirectory:
 
     def has_checkpoint(self) -> bool:
         """Whether an epoch was ever saved: only then is there something to lose."""
-        return any(path.name.isdigit() for path in self.checkpoints.glob("*"))
+        return self.last_step() is not None
+
+    def last_step(self) -> int | None:
+        """The newest step that was saved, whether or not the run is finished."""
+        names = [path.name for path in self.checkpoints.glob("*")]
+        return max((int(name) for name in names if name.isdigit()), default=None)
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -123,7 +128,7 @@ class RunDirectory:
                     arrays["idf"],
                     arrays["rows"],
                     # A run of an older version has none, nor a scorer.
-                    arrays["scorer_rows"] if "scorer_rows" in arrays else None,
+                    arrays.get("scorer_rows"),
                 )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read ({error}): train again.") from error
