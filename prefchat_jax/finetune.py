@@ -21,6 +21,7 @@ from prefchat_jax.training.corpus import Corpus, bucket_names, load_corpus
 from prefchat_jax.training.loop import Fit, Progress, fit
 from prefchat_jax.training.recipe import make_plan, make_recipe
 from prefchat_jax.training.run_directory import FORMAT, RunDirectory, write_json
+from prefchat_jax.training.scorer_run import ScorerStart, scorer_start, train_scorer
 from prefchat_jax.training.steps import Recipe, Rows, predict
 
 
@@ -38,6 +39,9 @@ class Silent:
 
     def notice(self, text: str) -> None:
         """A line that the user should know."""
+
+    def stage(self, name: str) -> None:
+        """What trains from now on."""
 
     def chunk(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """Some micro-batches are through."""
@@ -63,10 +67,22 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     start_hash = fingerprint(params, corpus.featurizer) if config.weights else None
     if config.resume:
         _check_same_run(run, config, corpus, start_hash)
-    else:
-        _write_description(run, config, corpus, recipe, start_hash)
-    plan = make_plan(config, corpus)
-    result = fit(run, recipe, loop, params, corpus.train, corpus.val, plan, progress)
+    scorer = scorer_start(run, config, corpus.featurizer, corpus.scored)
+    if not config.resume:
+        _write_description(run, config, corpus, recipe, scorer, start_hash)
+    scorer_params = train_scorer(config, scorer, progress)
+    progress.stage("training")
+    result = fit(
+        run,
+        recipe,
+        loop,
+        params,
+        corpus.train,
+        corpus.val,
+        make_plan(config, corpus),
+        progress,
+        scorer_params,
+    )
     finish_run(run, result, corpus)
     if config.meta:
         write_json(config.meta, _metadata(run, result))
@@ -160,6 +176,7 @@ def _write_description(
     config: FinetuneConfig,
     corpus: Corpus,
     recipe: Recipe,
+    scorer: ScorerStart | None,
     start_hash: str | None,
 ) -> None:
     buckets = corpus.labelled.buckets
@@ -177,6 +194,7 @@ def _write_description(
             "hash_version": HASH_VERSION,
             "finetune": dataclasses.asdict(config),
             "model": dataclasses.asdict(recipe.model),
+            "scorer": None if scorer is None else dataclasses.asdict(scorer.shape),
             "features": dataclasses.asdict(corpus.featurizer.config),
             "labels_given": buckets.given,
             "data_fingerprint": corpus.fingerprint,
@@ -202,10 +220,12 @@ def _check_same_run(
         )
     ignored = {"resume", "output", "device", "meta", "early_stop_patience"}
     for name, value in dataclasses.asdict(config).items():
-        if name not in ignored and written["finetune"][name] != value:
+        # A flag that is newer than the run had no say in it.
+        before = written["finetune"].get(name, value)
+        if name not in ignored and before != value:
             raise UserError(
-                f"--resume: --{name} was {written['finetune'][name]!r} and is "
-                f"{value!r}: repeat the first command."
+                f"--resume: --{name} was {before!r} and is {value!r}: repeat the "
+                "first command."
             )
     if written["data_fingerprint"] != corpus.fingerprint:
         raise UserError("--resume: the data has changed since the run started.")

@@ -12,6 +12,7 @@ from prefchat_jax.models.classifier import (
     bucket_logits,
     init_params,
 )
+from prefchat_jax.models.encoders import sample_features
 from prefchat_jax.training.config import BRANCH_WIDTHS
 from prefchat_jax.training.objective import Objective
 from prefchat_jax.training.optimizers import OptimizerConfig
@@ -113,10 +114,8 @@ def test_feature_dropout_needs_a_key_and_keeps_the_expectation(rng):
     call = lambda key: bucket_logits(config, params, ids, weights, key=key)
     np.testing.assert_array_equal(call(None), call(None))
     assert (call(jax.random.key(0)) != call(jax.random.key(1))).any()
-    from prefchat_jax.models.encoders import _sample_features
-
     kept = [
-        _sample_features(jax.random.key(k), jnp.asarray(ids), jnp.asarray(weights), 0.8)
+        sample_features(jax.random.key(k), jnp.asarray(ids), jnp.asarray(weights), 0.8)
         for k in range(300)
     ]
     total = np.zeros(40)

@@ -48,6 +48,10 @@ class TrainingProgress:
             f"note: {text}", highlight=False, soft_wrap=True, markup=False
         )
 
+    def stage(self, name: str) -> None:
+        """What trains from now on: the bar says so, and starts again."""
+        self._bar.reset(self._task, total=None, description=name, figures="")
+
     def chunk(self, done: int, total: int, metrics: Metrics) -> None:
         """Some micro-batches are through."""
         figures = f"loss {metrics['loss']:.3f} accuracy {metrics['accuracy']:.3f}"

@@ -42,13 +42,13 @@ class BagEncoder(nnx.Module):
     ) -> jax.Array:
         """Encodes bags `[batch, features]` to `[batch, width]`; drops with a key."""
         if key is not None and self.feature_dropout > 0:
-            ids, weights = _sample_features(key, ids, weights, self.feature_dropout)
+            ids, weights = sample_features(key, ids, weights, self.feature_dropout)
         x = jnp.einsum("bf,bfw->bw", weights, self.table[...][ids])
         x = x + self.down(nnx.silu(self.up(self.up_norm(x))))
         return self.norm(x)
 
 
-def _sample_features(
+def sample_features(
     key: jax.Array, ids: jax.Array, weights: jax.Array, rate: float
 ) -> tuple[jax.Array, jax.Array]:
     """Inverted dropout that gathers only what it keeps.

@@ -7,9 +7,10 @@ token and every platform gives the same ids. Weights are tf-idf with unit norm
 """
 
 import dataclasses
+import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,31 +66,49 @@ class Featurizer:
       idf: float32 `[2**bits]` inverse document frequencies.
       rows: int32 `[2**bits]` the embedding of each id, counted from 1; 0 for
         an id that is too rare to learn.
+      scorer_rows: the same for the response scorer, which also reads responses;
+        None where there is no scorer.
     """
 
     config: FeatureConfig
     idf: np.ndarray
     rows: np.ndarray
+    scorer_rows: np.ndarray | None = None
 
     @classmethod
-    def fit(cls, contexts: Sequence[Context], config: FeatureConfig) -> "Featurizer":
-        """Learns the document frequencies of the last turns of `contexts`."""
-        counts = np.zeros(2**config.bits, np.int64)
-        for block in _blocks(contexts):
-            texts = [context[-1].content for context in block]
-            _, ids, _ = _term_frequencies(texts, config)
-            counts += np.bincount(ids, minlength=len(counts))
+    def fit(
+        cls,
+        contexts: Sequence[Context],
+        config: FeatureConfig,
+        responses: Iterable[str] = (),
+    ) -> "Featurizer":
+        """Learns the document frequencies of the last turns of `contexts`.
+
+        With `responses`, also the features that the last turns and the distinct
+        responses together hold often enough to be learned by a scorer.
+        """
+        counts = _document_counts(_questions(contexts), config)
         idf = np.log((len(contexts) + 1) / (counts + 1)) + 1
-        learned = counts >= config.min_count
-        rows = np.where(learned, np.cumsum(learned), 0)
-        return cls(config, idf.astype(np.float32), rows.astype(np.int32))
+        fitted = cls(config, idf.astype(np.float32), _numbered(counts, config))
+        responses = list(responses)
+        return fitted._with_scorer(counts, responses) if responses else fitted
+
+    def with_scorer(
+        self, contexts: Sequence[Context], responses: Iterable[str]
+    ) -> "Featurizer":
+        """The same featurizer with rows for a scorer of these texts; see `fit`."""
+        counts = _document_counts(_questions(contexts), self.config)
+        return self._with_scorer(counts, responses)
 
     @property
     def num_rows(self) -> int:
         """Embeddings to learn, rounded up so that similar corpora compile once."""
-        used = int(self.rows.max()) + 1
-        step = max(256, 1 << (used.bit_length() - 4))
-        return -(-used // step) * step
+        return _table_size(self.rows)
+
+    @property
+    def num_scorer_rows(self) -> int:
+        """Embeddings of the scorer, rounded up; 0 where there is no scorer."""
+        return 0 if self.scorer_rows is None else _table_size(self.scorer_rows)
 
     def __call__(self, contexts: Sequence[Context]) -> Bags:
         """Featurises `contexts` (each a sequence of turns, oldest first)."""
@@ -105,17 +124,38 @@ class Featurizer:
 
     def embedded(self, bags: Bags) -> Bags:
         """The bags by embedding row; what has no embedding weighs nothing."""
-        ids = self.rows[bags.ids]
-        return Bags(ids, np.where(ids > 0, bags.weights, np.float32(0)))
+        return _by_row(self.rows, bags)
+
+    def scorer_embedded(self, bags: Bags) -> Bags:
+        """`embedded` for the response scorer.
+
+        Raises:
+          ValueError: the featurizer was fitted without responses.
+        """
+        if self.scorer_rows is None:
+            raise ValueError("This featurizer was fitted without responses.")
+        return _by_row(self.scorer_rows, bags)
+
+    def _with_scorer(
+        self, counts: np.ndarray, responses: Iterable[str]
+    ) -> "Featurizer":
+        counts = counts + _document_counts(list(dict.fromkeys(responses)), self.config)
+        return dataclasses.replace(self, scorer_rows=_numbered(counts, self.config))
 
     def _block(self, contexts: Sequence[Context]) -> Bags:
         weighted = [weighted_turns(c, self.config.turns) for c in contexts]
-        texts = [text for turns in weighted for text, _ in turns]
         turn_weights = np.array([w for turns in weighted for _, w in turns])
         docs = np.repeat(np.arange(len(contexts)), [len(turns) for turns in weighted])
-        turn, ids, tf = _term_frequencies(texts, self.config)
+        # The rows of a dialogue share turns: each distinct one is hashed once.
+        number: dict[str, int] = {}
+        turns = np.array(
+            [number.setdefault(t, len(number)) for turns in weighted for t, _ in turns],
+            np.int64,
+        )
+        text, ids, tf = _term_frequencies(list(number), self.config)
+        turn, places = _repeat_slices(text, turns, len(number))
         doc, ids, tf = _sum_by_key(
-            docs[turn], ids, tf * turn_weights[turn], self.config
+            docs[turn], ids[places], tf[places] * turn_weights[turn], self.config
         )
         weights = tf * self.idf[ids]
         is_word = ids >> (self.config.bits - 1)
@@ -154,8 +194,38 @@ def cosine(query: Bags, keys: Bags, bits: int) -> np.ndarray:
     return out
 
 
-def _blocks(contexts: Sequence[Context]) -> Iterable[Sequence[Context]]:
-    return (contexts[i : i + _BLOCK] for i in range(0, len(contexts), _BLOCK))
+def _blocks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (items[i : i + _BLOCK] for i in range(0, len(items), _BLOCK))
+
+
+def _questions(contexts: Sequence[Context]) -> list[str]:
+    return [context[-1].content for context in contexts]
+
+
+def _document_counts(texts: Sequence[str], config: FeatureConfig) -> np.ndarray:
+    """In how many of the texts each id occurs, int64 `[2**bits]`."""
+    counts = np.zeros(2**config.bits, np.int64)
+    for block in _blocks(texts):
+        _, ids, _ = _term_frequencies(block, config)
+        counts += np.bincount(ids, minlength=len(counts))
+    return counts
+
+
+def _numbered(counts: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """Numbers the ids that occur often enough from 1; the others are 0."""
+    learned = counts >= config.min_count
+    return np.where(learned, np.cumsum(learned), 0).astype(np.int32)
+
+
+def _table_size(rows: np.ndarray) -> int:
+    used = int(rows.max()) + 1
+    step = max(256, 1 << (used.bit_length() - 4))
+    return -(-used // step) * step
+
+
+def _by_row(rows: np.ndarray, bags: Bags) -> Bags:
+    ids = rows[bags.ids]
+    return Bags(ids, np.where(ids > 0, bags.weights, np.float32(0)))
 
 
 def _term_frequencies(
@@ -180,6 +250,26 @@ def _sum_by_key(
     return unique >> config.bits, unique & (2**config.bits - 1), sums
 
 
+def _repeat_slices(
+    rows: np.ndarray, wanted: np.ndarray, num_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The entries of each wanted row, one row after the other.
+
+    Args:
+      rows: ascending row numbers of entries.
+      wanted: row numbers, in any order and as often as one likes.
+      num_rows: how many rows there are, with those without entries.
+
+    Returns:
+      For each entry, its place in `wanted` and its place in `rows`.
+    """
+    bounds = np.searchsorted(rows, np.arange(num_rows + 1))
+    lengths = np.diff(bounds)[wanted]
+    place = np.repeat(np.arange(len(wanted)), lengths)
+    first = np.cumsum(lengths) - lengths
+    return place, np.arange(len(place)) + (bounds[wanted] - first)[place]
+
+
 def _pad(
     docs: np.ndarray,
     ids: np.ndarray,
@@ -188,15 +278,24 @@ def _pad(
     config: FeatureConfig,
 ) -> Bags:
     """Lays sorted triplets out as rows, heaviest features first."""
-    order = np.lexsort((ids, -weights, docs))
-    docs, ids, weights = docs[order], ids[order], weights[order]
-    rank = np.arange(len(docs)) - np.searchsorted(docs, docs)
-    kept = rank < config.max_features
     shape = (num_docs, config.max_features)
     bags = Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-    bags.ids[docs[kept], rank[kept]] = ids[kept]
-    bags.weights[docs[kept], rank[kept]] = weights[kept]
+    bounds = np.searchsorted(docs, np.arange(num_docs + 1))
+    # A short sort for each text is far faster than one long sort of them all.
+    for doc, (start, end) in enumerate(itertools.pairwise(bounds.tolist())):
+        kept = start + _heaviest(weights[start:end], config.max_features)
+        bags.ids[doc, : len(kept)] = ids[kept]
+        bags.weights[doc, : len(kept)] = weights[kept]
     return bags
+
+
+def _heaviest(weights: np.ndarray, count: int) -> np.ndarray:
+    """Places of the largest `count` weights, largest first, then by place."""
+    if len(weights) <= count:
+        return np.argsort(-weights, kind="stable")
+    lightest = -np.partition(-weights, count - 1)[count - 1]
+    places = np.flatnonzero(weights >= lightest)
+    return places[np.argsort(-weights[places], kind="stable")[:count]]
 
 
 def _byte_buffer(texts: Sequence[str]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Checkpoints with orbax: the best and the last epoch of a run in one step.
 
 A step holds `best`, the parameters with the lowest validation loss so far, which
-chat loads, and `last`, the whole state from which a run resumes. It is written
-as a new step, never over the old one, so a killed save loses nothing.
+chat loads, `last`, the whole state from which a run resumes, and the response
+scorer, if the run has one. It is written as a new step, never over the old one, so
+a killed save loses nothing.
 """
 
 import pathlib
@@ -15,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import ModelConfig, Params, abstract_params
+from prefchat_jax.models.scorer import ScorerConfig, abstract_scorer
 from prefchat_jax.training.parameters import fingerprint as fingerprint
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import TrainState
@@ -23,9 +25,14 @@ SAVE_SECONDS = 15.0  # Saving takes as long as an epoch of a small corpus.
 
 
 class Checkpoints:
-    """Writes the steps of one run; a step is named by its epoch."""
+    """Writes the steps of one run; a step is named by its epoch.
 
-    def __init__(self, path: pathlib.Path):
+    Args:
+      path: the directory of the steps.
+      scorer: parameters of the response scorer, which every step holds.
+    """
+
+    def __init__(self, path: pathlib.Path, scorer: Params | None = None):
         policy: Any = ocp.training.preservation_policies.LatestN(1)
         self._path = path
         self._steps = ocp.training.Checkpointer(
@@ -33,6 +40,7 @@ class Checkpoints:
         )
         self._saved_at = time.monotonic()
         self._best: Params = None
+        self._scorer = {} if scorer is None else {"scorer": scorer}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -71,7 +79,7 @@ class Checkpoints:
             self._best = jax.tree.map(jnp.copy, params)
         if not is_last and time.monotonic() - self._saved_at < SAVE_SECONDS:
             return
-        trees = {"best": self._best, "last": state}
+        trees = {"best": self._best, "last": state} | self._scorer
         try:
             self._steps.save_checkpointables(epoch, trees, force=True)
         except Exception as error:  # Orbax and tensorstore raise many types.
@@ -97,16 +105,40 @@ def load_model(run: RunDirectory) -> tuple[ModelConfig, Params]:
     Raises:
       UserError: the run is not finished, or its step is missing or truncated.
     """
+    shape = dict(run.config()["model"])
+    shape["branch_widths"] = tuple(shape["branch_widths"])
+    model = ModelConfig(**shape)
+    step = _finished_step(run)
+    return model, _load(step, {"best": _abstract(abstract_params(model))})["best"]
+
+
+def load_scorer(
+    run: RunDirectory, step: int | None = None
+) -> tuple[ScorerConfig, Params] | None:
+    """The shape and the parameters of a run's response scorer; None if it has none.
+
+    Args:
+      run: a run directory.
+      step: the step to read; the one of a finished run if None.
+
+    Raises:
+      UserError: the run is not finished, or its step is missing or truncated.
+    """
+    shape = run.config().get("scorer")
+    if shape is None:
+        return None
+    config = ScorerConfig(**shape)
+    path = _finished_step(run) if step is None else run.checkpoints / str(step)
+    return config, _load(path, {"scorer": _abstract(abstract_scorer(config))})["scorer"]
+
+
+def _finished_step(run: RunDirectory) -> pathlib.Path:
     config = run.config()
     if "last_epoch" not in config:
         raise UserError(
             f"{run.path} is not finished: go on with `prefchat finetune --resume`."
         )
-    shape = dict(config["model"])
-    shape["branch_widths"] = tuple(shape["branch_widths"])
-    model = ModelConfig(**shape)
-    step = run.checkpoints / str(config["last_epoch"])
-    return model, _load(step, {"best": _abstract(abstract_params(model))})["best"]
+    return run.checkpoints / str(config["last_epoch"])
 
 
 def _load(step: pathlib.Path, target: dict[str, Any]) -> dict[str, Any]:

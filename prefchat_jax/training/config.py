@@ -117,6 +117,21 @@ class FinetuneConfig:
     max_candidates_per_bucket: int = 16
     """Stored question-reply pairs that a bucket pools, the most frequent first."""
 
+    scorer_epochs: int | None = None
+    """Passes of the response scorer [as many as 1,500 steps need, 1 to 8]; 0 none."""
+    scorer_width: int = 64
+    """Size of the scorer's vectors."""
+    scorer_batch_size: int | None = None
+    """Rows whose replies compete [512; less for a corpus of under 8,192 rows]."""
+    scorer_lr: float = 3e-3
+    """Peak learning rate of the scorer."""
+    scorer_group_estimator: Literal[
+        "pairwise_mean", "epo", "softmax", "softmax_mean", "hardest", "mean_reward"
+    ] = "softmax"
+    """How the wrong replies of one row make one loss of the scorer."""
+    scorer_hard_negatives: int = 0
+    """Wrong replies of each row that share words with the right one."""
+
     def __post_init__(self):
         _check_range(self, 0, 1, "label_smoothing", "hard_negative_ratio")
         _check_range(self, 0, 0.99999, "ema_decay", "val_split")
@@ -130,11 +145,14 @@ class FinetuneConfig:
             "grad_clip_norm",
             "early_stop_patience",
             "warmup_steps",
+            "scorer_epochs",
+            "scorer_hard_negatives",
         )
         at_least_one = ("epochs", "batch_size", "grad_accum_steps", "pref_group_size")
         _check_range(self, 1, math.inf, *at_least_one, "max_candidates_per_bucket")
-        _check_range(self, 2, math.inf, "num_buckets")
-        _check_range(self, 1e-12, math.inf, "lr", "pref_beta")
+        _check_range(self, 1, math.inf, "scorer_width")
+        _check_range(self, 2, math.inf, "num_buckets", "scorer_batch_size")
+        _check_range(self, 1e-12, math.inf, "lr", "scorer_lr", "pref_beta")
         _check_range(self, 0, math.inf, "pref_margin", "false_negative_margin")
         _check_range(self, 1e-12, 0.49999, "pref_noise_rate")
         _check_range(self, 0, 2**31 - 1, "seed")

@@ -15,6 +15,8 @@ from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, trim
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.loop import Progress
 from prefchat_jax.training.run_directory import RunDirectory
+from prefchat_jax.training.scorer import ScorerRows
+from prefchat_jax.training.scorer_run import scorer_rows, trains_scorer
 from prefchat_jax.training.steps import Rows
 
 _REPLIES = "sentences of replies"  # The source of rows that are no questions.
@@ -31,6 +33,7 @@ class Corpus(NamedTuple):
     featurizer: Featurizer
     fingerprint: str
     sources: list[str]
+    scored: ScorerRows | None  # None where no scorer is to be trained.
 
 
 def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
@@ -56,11 +59,7 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     )
     train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
     contexts = [row.context for row in train_rows]
-    featurizer = (
-        RunDirectory.open(config.weights).featurizer()  # Its rows, its table.
-        if config.weights
-        else Featurizer.fit(contexts, features)
-    )
+    featurizer = _featurizer(config, features, train_rows)
     labels = labelled.numbers[train]
     sources = [row.labeller for row in train_rows]
     if config.learn_from_responses:
@@ -70,9 +69,10 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         contexts, labels = contexts + more, np.concatenate([labels, more_labels])
         sources += [_REPLIES] * len(more)
     names, numbers = np.unique(sources, return_inverse=True)
+    hashed = featurizer(contexts)
     return Corpus(
         Rows(
-            *trim(featurizer.embedded(featurizer(contexts))),
+            *trim(featurizer.embedded(hashed)),
             labels,
             numbers.astype(np.int32),
         ),
@@ -83,7 +83,26 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         featurizer,
         records.fingerprint,
         names.tolist(),
+        scorer_rows(config, featurizer, hashed, train_rows)
+        if trains_scorer(config, train_rows)
+        else None,
     )
+
+
+def _featurizer(
+    config: FinetuneConfig, features: FeatureConfig, rows: Sequence[Example]
+) -> Featurizer:
+    """Fitted on the training rows, or that of --weights: its rows, its tables."""
+    contexts = [row.context for row in rows]
+    replies = []
+    if trains_scorer(config, rows):
+        replies = [row.response for row in rows if row.response]
+    if not config.weights:
+        return Featurizer.fit(contexts, features, replies)
+    theirs = RunDirectory.open(config.weights).featurizer()
+    if theirs.scorer_rows is None and replies:
+        return theirs.with_scorer(contexts, replies)
+    return theirs
 
 
 def _embedded(featurizer: Featurizer, rows: Sequence[Example]) -> Bags:

@@ -31,6 +31,10 @@ from prefchat_jax.training.steps import (
 )
 
 CHUNK = 64  # Micro-batches in one dispatch; progress is shown after each.
+_ADVICE = (
+    "lower --lr, set --grad_clip_norm 1.0, or check your own objective. Epochs that "
+    "were saved before can be resumed"
+)
 
 Metrics = dict[str, float]
 
@@ -40,6 +44,9 @@ class Progress(Protocol):
 
     def notice(self, text: str) -> None:
         """A line that the user should know."""
+
+    def stage(self, name: str) -> None:
+        """What trains from now on."""
 
     def chunk(self, done: int, total: int, metrics: Metrics) -> None:
         """`done` micro-batches of the run are through; metrics of the last ones."""
@@ -75,10 +82,12 @@ def fit(
     val: Rows,
     plan: EpochPlan,
     progress: Progress,
+    scorer: Params | None = None,
 ) -> Fit:
     """Trains to the end, or goes on after the last checkpoint of `run`.
 
-    Without validation rows the last epoch counts as the best.
+    Without validation rows the last epoch counts as the best. Each checkpoint also
+    holds `scorer`, as it is.
 
     Raises:
       UserError: a loss term is not finite.
@@ -92,7 +101,7 @@ def fit(
         ramp_steps=np.float32(config.ramp_epochs * plan.micro_batches),
     )
     state = init_state(recipe, params)
-    with Checkpoints(run.checkpoints) as checkpoints:
+    with Checkpoints(run.checkpoints, scorer) as checkpoints:
         history: list[Metrics] = []
         if checkpoints.last_epoch:
             state = checkpoints.resume(state)
@@ -153,7 +162,7 @@ def _train_epoch(
     sums: Metrics = {}
     for chunk in _chunks(plan.epoch(epoch)):
         state, metrics = run_chunk(state=state, plan=chunk)
-        metrics = _checked(jax.device_get(metrics), done)
+        metrics = check_finite(jax.device_get(metrics), done, _ADVICE)
         done += len(chunk.window)
         # An empty micro-batch, at the end of an accumulation window, counts 0.
         rows = np.sum(chunk.rows >= 0, axis=1)
@@ -187,19 +196,27 @@ def _trust(recipe: Recipe, state: TrainState) -> Metrics:
     return {f"reliability/{source}": value for source, value in enumerate(reliability)}
 
 
-def _checked(metrics: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:
-    """Stops at the first value that is not finite, and names its loss term."""
+def check_finite(
+    metrics: dict[str, np.ndarray], done: int, advice: str
+) -> dict[str, np.ndarray]:
+    """Stops at the first value that is not finite, and names its loss term.
+
+    Args:
+      metrics: `[m]` values by name, of the micro-batches after `done`.
+      done: micro-batches before them.
+      advice: what to do about it.
+
+    Raises:
+      UserError: a value is not finite.
+    """
     # The parts come before their sum: the message should name the culprit.
     names = sorted(metrics, key=lambda n: (n == "grad_norm", n == "loss", n))
     values = np.stack([metrics[name] for name in names], axis=1)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         step, name = bad[0]
-        raise UserError(
-            f"{names[name]} is {values[step, name]} at step {done + step + 1}: lower "
-            "--lr, set --grad_clip_norm 1.0, or check your own objective. Epochs that "
-            "were saved before can be resumed."
-        )
+        what = f"{names[name]} is {values[step, name]} at step {done + step + 1}"
+        raise UserError(f"{what}: {advice}.")
     return metrics
 
 

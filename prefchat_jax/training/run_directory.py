@@ -73,7 +73,12 @@ class RunDirectory:
 
     def has_checkpoint(self) -> bool:
         """Whether an epoch was ever saved: only then is there something to lose."""
-        return any(path.name.isdigit() for path in self.checkpoints.glob("*"))
+        return self.last_step() is not None
+
+    def last_step(self) -> int | None:
+        """The newest step that was saved, whether or not the run is finished."""
+        names = [path.name for path in self.checkpoints.glob("*")]
+        return max((int(name) for name in names if name.isdigit()), default=None)
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -106,7 +111,10 @@ class RunDirectory:
     def write_features(self, featurizer: Featurizer) -> None:
         """Stores the document frequencies."""
         with write_aside(self.path / "features.npz") as aside, aside.open("wb") as file:
-            np.savez_compressed(file, idf=featurizer.idf, rows=featurizer.rows)
+            arrays = {"idf": featurizer.idf, "rows": featurizer.rows}
+            if featurizer.scorer_rows is not None:
+                arrays["scorer_rows"] = featurizer.scorer_rows
+            np.savez_compressed(file, **arrays)
 
     def featurizer(self) -> Featurizer:
         """Rebuilds the featurizer that the run was trained with."""
@@ -117,7 +125,11 @@ class RunDirectory:
         try:
             with path.open("rb") as file, np.load(file) as arrays:
                 return Featurizer(
-                    FeatureConfig(**config), arrays["idf"], arrays["rows"]
+                    FeatureConfig(**config),
+                    arrays["idf"],
+                    arrays["rows"],
+                    # A run of an older version has none, nor a scorer.
+                    arrays.get("scorer_rows"),
                 )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read ({error}): train again.") from error

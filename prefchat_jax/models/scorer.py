@@ -1,0 +1,122 @@
+"""The response scorer: two towers over one embedding table.
+
+`score(context, response) = exp(log_scale) * cosine(context, response)`. The table is
+shared and random: before any training the cosine of two bags approximates the
+overlap of their features (a random projection), and training goes on from there.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from prefchat_jax.models.classifier import Params
+from prefchat_jax.models.encoders import sample_features
+
+TowerName = Literal["context", "response"]
+
+_FIRST_SCALE = 20.0  # Cosines lie in [-1, 1]: unscaled they separate little.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScorerConfig:
+    """The shape of a scorer. Hashable: a static argument of jit."""
+
+    vocabulary: int
+    width: int = 64
+    hidden: int = 128
+    feature_dropout: float = 0.5
+
+
+class Tower(nnx.Module):
+    """A residual MLP that starts as the identity, between two norms."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.up = nnx.Linear(width, hidden, rngs=rngs)
+        self.down = nnx.Linear(
+            hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, width]` sums of embeddings to unit vectors."""
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+        x = x + self.down(nnx.silu(self.up(x)))
+        return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+class ResponseScorer(nnx.Module):
+    """A table of embeddings, and one tower for each side."""
+
+    def __init__(self, config: ScorerConfig, *, rngs: nnx.Rngs):
+        self.feature_dropout = config.feature_dropout
+        # Rows of unit length on average: features of two texts that differ are
+        # all but orthogonal, those that are the same are one.
+        shape = (config.vocabulary, config.width)
+        table = jax.random.normal(rngs.params(), shape) / math.sqrt(config.width)
+        self.table = nnx.Param(table)
+        self.context = Tower(config.width, config.hidden, rngs=rngs)
+        self.response = Tower(config.width, config.hidden, rngs=rngs)
+        self.log_scale = nnx.Param(jnp.log(_FIRST_SCALE))
+
+    def __call__(
+        self,
+        tower: TowerName,
+        ids: jax.Array,
+        weights: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Encodes bags `[batch, features]` to `[batch, width]`; drops with a key."""
+        if key is not None and self.feature_dropout > 0:
+            ids, weights = sample_features(key, ids, weights, self.feature_dropout)
+        x = jnp.einsum("bf,bfw->bw", weights, self.table[...][ids])
+        return (self.context if tower == "context" else self.response)(x)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def init_scorer(config: ScorerConfig, key: jax.Array) -> Params:
+    """Draws initial parameters as a plain nested dict of arrays."""
+    model = ResponseScorer(config, rngs=nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.split(model)[1])
+
+
+def encode(
+    config: ScorerConfig,
+    params: Params,
+    tower: TowerName,
+    ids: jax.Array,
+    weights: jax.Array,
+    *,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Unit vectors `[batch, width]` of feature bags `[batch, features]`.
+
+    Args:
+      config: the shape of the scorer.
+      params: its parameters, from `init_scorer` or a checkpoint.
+      tower: whether the bags are contexts or responses.
+      ids: embedding rows of the scorer, `Featurizer.scorer_embedded`.
+      weights: feature weights; 0 for padding.
+      key: a random key turns feature dropout on (training).
+    """
+    return nnx.merge(_graphdef(config), params)(tower, ids, weights, key=key)
+
+
+def pair_scores(params: Params, contexts: jax.Array, responses: jax.Array) -> jax.Array:
+    """Scores `[n, m]` of unit vectors `[n, width]` and `[m, width]`, all pairs."""
+    return jnp.exp(params["log_scale"]) * (contexts @ responses.T)
+
+
+def abstract_scorer(config: ScorerConfig) -> Params:
+    """Shapes and dtypes of the parameters, without memory."""
+    return jax.eval_shape(lambda: init_scorer(config, jax.random.key(0)))
+
+
+@functools.cache
+def _graphdef(config: ScorerConfig) -> nnx.GraphDef:
+    model = nnx.eval_shape(lambda: ResponseScorer(config, rngs=nnx.Rngs(0)))
+    return nnx.split(model)[0]
