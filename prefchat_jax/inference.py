@@ -34,7 +34,7 @@ class Inference:
 
     Attributes:
       featurizer: turns contexts into the bags that the methods take.
-      fingerprint: hash that binds a store to the classifier and the featurizer.
+      fingerprint: hash that binds a store to all parameters and the featurizer.
       classifier: parameters of the bucket classifier, NumPy arrays by name.
       scorer: parameters of the response scorer; None for a run without one.
       predict: logits of embedding rows and weights on another device; None for
@@ -77,7 +77,7 @@ class Inference:
         """Scores with parameters that are in memory: trees of NumPy or JAX arrays."""
         return cls(
             featurizer,
-            fingerprint(classifier, featurizer),
+            fingerprint(classifier, featurizer, scorer),
             nest(flatten(classifier)),
             nest(flatten(scorer)) or None,
         )
@@ -119,13 +119,9 @@ class Inference:
 
     def _encode(self, tower: str, bags: Bags) -> np.ndarray:
         table, layers = self._scorer["table"], self._scorer[tower]
-        rows = getattr(self.featurizer, "scorer_rows", None)
-        if rows is None:
-            raise ValueError("This featurizer has no rows of a response scorer.")
 
         def vectors(block: Bags) -> np.ndarray:
-            ids = rows[block.ids]
-            learned = Bags(ids, np.where(ids > 0, block.weights, np.float32(0)))
+            learned = self.featurizer.scorer_embedded(block)
             x = rms_norm(embed(table, learned))
             x = x + linear(layers["down"], silu(linear(layers["up"], x)))
             return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-12)

@@ -33,6 +33,7 @@ from prefchat_jax.chat.styles import (
     Style,
     get_style,
     infer_style,
+    signals,
     strip_cues,
 )
 from prefchat_jax.errors import UserError
@@ -339,8 +340,7 @@ class Chat:
         if style in BUILT_IN:
             return pool.signals[:, BUILT_IN.index(style)]
         texts = {entry.id: entry.response for entry in self.store.get(pool.ids)}
-        found = [style.signal(texts.get(int(i), "")) for i in pool.ids]
-        return np.array(found, np.float32)
+        return signals([texts.get(int(i), "") for i in pool.ids], style)
 
     def _shown(self, pool: Pool, scores: np.ndarray, style: Style) -> list[int]:
         order = best_by_response(scores, pool.response_ids)[:_DIVERSE]
@@ -417,9 +417,7 @@ def read_calibration(config: dict) -> Calibration:
     return Calibration(weights=weights, **found)
 
 
-def _free_standing(
-    words: np.ndarray, response: np.ndarray, scorer: np.ndarray
-) -> Pool:
+def _free_standing(words: np.ndarray, response: np.ndarray, scorer: np.ndarray) -> Pool:
     """A pool of responses that answered no stored question."""
     count = len(words)
     nothing, ids = np.zeros(count, np.float32), np.arange(count)

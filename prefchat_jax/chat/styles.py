@@ -36,8 +36,6 @@ __all__ = [
     "signals",
     "strip_cues",
     "style_names",
-    "style_signal",
-    "stylise",
     "unregister_style",
 ]
 
@@ -226,17 +224,6 @@ def signals(texts: Sequence[str], style: Style | str) -> np.ndarray:
     style = get_style(style) if isinstance(style, str) else style
     values = (_signal(style.signal, style.name, text) for text in texts)
     return np.fromiter(values, np.float32, len(texts))
-
-
-def style_signal(text: str, style: str) -> float:
-    """How much one text suits the style of a name, in [0, 1]."""
-    found = get_style(style)
-    return _signal(found.signal, found.name, text)
-
-
-def stylise(text: str, style: str, *, creativity: float, message: str) -> str:
-    """A stored text as the style of a name shows it."""
-    return get_style(style).show(text, creativity, message)
 
 
 @functools.lru_cache(maxsize=200_000)

@@ -39,14 +39,16 @@ def nest(arrays: Mapping[str, np.ndarray]) -> dict[Any, Any]:
     return tree
 
 
-def fingerprint(params: Any, featurizer: Featurizer) -> str:
-    """A hash of everything that gives bucket numbers and feature ids a meaning.
+def fingerprint(params: Any, featurizer: Featurizer, scorer: Any = None) -> str:
+    """A hash of what gives bucket numbers, feature ids and vectors a meaning.
 
     Stores carry it: another digest of the same parameters would orphan them. The
     paths are written as `jax.tree_util.keystr` writes them.
     """
     digest = hashlib.sha256(featurizer.idf.tobytes() + featurizer.rows.tobytes())
-    for path, leaf in leaves_with_path(params):
+    if scorer is not None and featurizer.scorer_rows is not None:
+        digest.update(featurizer.scorer_rows.tobytes())
+    for path, leaf in (*leaves_with_path(params), *leaves_with_path(scorer)):
         digest.update("".join(f"[{key!r}]" for key in path).encode())
         digest.update(leaf.tobytes())
     return digest.hexdigest()

@@ -87,7 +87,9 @@ def load_snapshot(run: RunDirectory) -> Snapshot:
     if cached is not None:
         return cached
     trees = _from_orbax(run)
-    bound = fingerprint(trees["classifier"], run.featurizer())
+    bound = fingerprint(
+        trees["classifier"], run.featurizer(), trees.get("scorer")
+    )
     snapshot = Snapshot(step, checkpoint, bound, flatten(trees))
     with contextlib.suppress(OSError):  # A run directory may be read-only.
         write_npz(run.path / CACHE, snapshot.tensors, snapshot.metadata)
@@ -147,7 +149,5 @@ def _from_orbax(run: RunDirectory) -> dict[str, Any]:
     from prefchat_jax.training import checkpoints
 
     trees = {"classifier": checkpoints.load_model(run)[1]}
-    load_scorer = getattr(checkpoints, "load_scorer", None)
-    if load_scorer and run.config().get("scorer"):
-        trees["scorer"] = load_scorer(run)[1]
-    return trees
+    scorer = checkpoints.load_scorer(run)
+    return trees if scorer is None else trees | {"scorer": scorer[1]}
