@@ -87,14 +87,21 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
             for number, name in enumerate(corpus.sources)
         }
     run.write_json("config.json", config)
-    _, params = load_model(run)
+    model, params = load_model(run)
     if not is_store_of(run.store, corpus.featurizer, params):
         labels = corpus.train.labels[: len(corpus.train_rows)]
         pairs = zip(corpus.train_rows, labels, strict=True)
         rows = [(row, int(bucket)) for row, bucket in pairs if row.response]
         build_store(run.store, corpus.featurizer, params, rows)
+    val = corpus.val
     with Chat.load(run.path) as chat:
-        run.write_json("config.json", config | measure_chat(chat, corpus.val_rows))
+        measured = measure_chat(
+            chat,
+            corpus.val_rows,
+            logits=predict(model, params, val.ids, val.weights),
+            labels=val.labels,
+        )
+    run.write_json("config.json", config | measured)
 
 
 def _open_run(config: FinetuneConfig) -> RunDirectory:
