@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _BUCKET_WEIGHTS = (1.0, 0.5, 0.25, 0.1, 2.0, 4.0)  # Ties go to the first.
 _MEASURED = 200  # Validation rows that are asked.
 _PRIOR, _PRIOR_ROWS = 0.5, 20  # Threshold before any row is asked: a coin's toss.
+_SACRIFICED = 0.05  # Share of in-scope rows that may be taken as out of scope.
 _LARGEST = 20.0  # Bound of the temperature, and of its inverse.
 
 
@@ -157,6 +158,21 @@ def cautious_threshold(probability: np.ndarray, is_right: np.ndarray) -> float:
     return float((found + _PRIOR_ROWS * _PRIOR) / (len(is_right) + _PRIOR_ROWS))
 
 
+def scope_threshold(probability: np.ndarray, is_right: np.ndarray) -> float:
+    """The highest probability of a bucket below which a message is out of scope.
+
+    The larger one of `cautious_threshold` and what refuses one validation row in
+    twenty: those rows are all in scope, so that they alone would set it too low
+    for messages that are not.
+
+    Args:
+      probability: `[n]` of the most probable bucket; `n` above 0.
+      is_right: bool `[n]`.
+    """
+    least = float(np.quantile(probability, _SACRIFICED))
+    return max(cautious_threshold(probability, is_right), least)
+
+
 def calibrate(
     *,
     logits: np.ndarray | None = None,
@@ -183,7 +199,7 @@ def calibrate(
         temperature = fit_temperature(logits, labels)
         probs = softmax(logits, temperature)
         found["temperature"] = temperature
-        found["min_probability"] = cautious_threshold(
+        found["min_probability"] = scope_threshold(
             probs.max(axis=1), probs.argmax(axis=1) == labels
         )
     if relevance is not None and is_right is not None and len(relevance):

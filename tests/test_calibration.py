@@ -11,6 +11,7 @@ from prefchat_jax.calibration import (
     cautious_threshold,
     fit_platt,
     fit_temperature,
+    scope_threshold,
 )
 from prefchat_jax.evaluation.metrics import expected_calibration_error, softmax
 
@@ -142,6 +143,16 @@ def test_few_rows_draw_the_threshold_to_one_half():
     assert cautious_threshold(np.zeros(0), np.zeros(0, bool)) == 0.5
 
 
+def test_the_scope_threshold_refuses_one_row_in_twenty_at_least(rng):
+    sure = 1 - 0.3 * rng.random(1000)
+    right = np.ones(1000, bool)
+    threshold = scope_threshold(sure, right)
+    assert np.sum(sure < threshold) == 50
+    # Where half of the sure answers are wrong it is the gain that counts.
+    wrong = right & (sure > 0.9)
+    assert scope_threshold(sure, wrong) == cautious_threshold(sure, wrong) > threshold
+
+
 def test_calibrate_composes_them(rng):
     logits, labels = _drawn(rng, 500, 2.0)
     relevance = rng.random(400)
@@ -154,7 +165,7 @@ def test_calibrate_composes_them(rng):
     assert found["min_confidence"] == cautious_threshold(probability, right)
     assert found["min_confidence"] == pytest.approx(0.5, abs=0.1)
     probs = softmax(logits, found["temperature"])
-    assert found["min_probability"] == cautious_threshold(
+    assert found["min_probability"] == scope_threshold(
         probs.max(axis=1), probs.argmax(axis=1) == labels
     )
 

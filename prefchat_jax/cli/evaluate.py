@@ -53,10 +53,18 @@ class EvaluateFlags:
     def __post_init__(self):
         if self.train_data and not self.one_of_100:
             raise UserError("--train_data is for --one_of_100: give both.")
+        if self.train_data and not pathlib.Path(self.train_data).is_file():
+            raise UserError(f"--train_data {self.train_data}: no such file.")
+        read = [self.data, self.data_manifest, self.train_data]
+        inputs = [pathlib.Path(path).resolve() for path in read if path]
         for name in ("errors", "plot", "json"):
             path = getattr(self, name)
-            if path is not None and not pathlib.Path(path).absolute().parent.is_dir():
+            if path is None:
+                continue
+            if not pathlib.Path(path).absolute().parent.is_dir():
                 raise UserError(f"--{name} {path}: no such folder.")
+            if pathlib.Path(path).resolve() in inputs:
+                raise UserError(f"--{name} {path} would replace what is read.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -85,7 +93,10 @@ def main(argv: Sequence[str]) -> None:
     if given.plot:
         from prefchat_jax.evaluation.reliability import plot_reliability
 
-        plot_reliability(given.plot, judged, title)
+        names = ", ".join(pathlib.Path(path).name for path in paths)
+        plot_reliability(
+            given.plot, judged, f"{pathlib.Path(given.weights).name} on {names}"
+        )
         _say(console, f"reliability diagram: {given.plot}")
     if given.json:
         write_json(given.json, found)

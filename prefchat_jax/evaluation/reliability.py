@@ -88,19 +88,18 @@ def _draw_accuracy(axes: "Axes", name: str, curves: list[Curve]) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     for number, (label, color, bins) in enumerate(curves):
         held = bins.counts > 0
-        axes.plot(
-            bins.confidence[held],
-            bins.accuracy[held],
-            color=color,
-            marker="os"[number],
-            markersize=5,
-            linewidth=1.5,
-            label=f"{label}: ECE {bins.error:.3f}",
-        )
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=name)
-    axes.set_aspect("equal", adjustable="box")
+        points = bins.confidence[held], bins.accuracy[held]
+        style = {"color": color, "marker": "os"[number]}
+        name_and_error = f"{label}: ECE {bins.error:.3f}"
+        axes.plot(*points, **style, linewidth=1.2, markersize=4, label=name_and_error)
+        # Large where there are many rows: the small ones are mostly chance.
+        size = 14 + 110 * np.sqrt(bins.counts[held] / bins.counts.max())
+        axes.scatter(*points, size, **style, edgecolor="white", zorder=3, clip_on=False)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    axes.set_title(name, loc="left")
     axes.grid(color="0.92")
-    axes.legend(loc="upper left", fontsize=9, frameon=False)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", fontsize=9, framealpha=0.85)
 
 
 def _draw_counts(axes: "Axes", curves: list[Curve]) -> None:
@@ -108,7 +107,9 @@ def _draw_counts(axes: "Axes", curves: list[Curve]) -> None:
         width = (bins.edges[1] - bins.edges[0]) * 0.9 / len(curves)
         left = bins.edges[:-1] + (bins.edges[1] - bins.edges[0]) * 0.05
         axes.bar(left + number * width, bins.counts, width, align="edge", color=color)
-    axes.set(xlabel="confidence", ylabel="rows")
+    # A few rows at low confidence matter as much as many at high confidence.
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set(xlabel="confidence", ylabel="rows (log scale)", ylim=(0, None))
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
 
@@ -120,4 +121,4 @@ def _figure(columns: int) -> Any:
         raise UserError(
             "--plot needs matplotlib: pip install 'prefchat-jax[report]'."
         ) from error
-    return Figure(figsize=(4.6 * columns, 6.2), layout="constrained")
+    return Figure(figsize=(4.8 * columns, 6.4), layout="constrained")
