@@ -83,6 +83,13 @@ def test_losses_import_jax_alone():
     assert not modules & {"flax", "optax", "orbax", "tyro", "rich", "msgspec"}
 
 
+def test_metrics_and_calibration_import_no_jax():
+    modules = _modules_after(
+        "import prefchat_jax.calibration, prefchat_jax.evaluation.retrieval"
+    )
+    assert not modules & {"jax", "sklearn", "bm25s", "matplotlib"}
+
+
 def test_text_and_datasets_import_no_jax():
     modules = _modules_after(
         "import prefchat_jax.text.features, prefchat_jax.datasets.records, "

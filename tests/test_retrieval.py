@@ -1,10 +1,15 @@
+import sys
+import types
+
 import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
 from experiments import retrieval as experiment
+from prefchat_jax import smalltalk
 from prefchat_jax.baselines import BM25, TfIdf
+from prefchat_jax.cli.main import main
 from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.ranks import rank_metrics
 from prefchat_jax.evaluation.retrieval import (
@@ -161,6 +166,27 @@ def test_the_experiment_holds_out_values_of_a_field(tmp_path, capsys, rows):
     with pytest.raises(SystemExit) as stop:
         experiment.main(["--data", str(path), "--train", "x", "--hold_out", "topic"])
     assert stop.value.code == 2 and "--hold_out" in capsys.readouterr().err
+
+
+def test_small_talk_is_ranked_by_the_same_protocol(monkeypatch, rows, capsys):
+    turn = lambda text: [{"text": text}]
+    dialogues = {
+        f"d{i}": {"messages": [turn(row.question), turn(""), turn(row.response)]}
+        for i, row in enumerate(rows * 20)
+    }
+    fake = types.SimpleNamespace(Dataset=lambda: dialogues)
+    monkeypatch.setitem(sys.modules, "chitchat_dataset", fake)
+    _, held_out = smalltalk._examples()
+    assert len(blocks(held_out)) == 1  # A twentieth, each row twenty times.
+    bm25, ours = smalltalk.compare_retrieval()
+    assert bm25.system.startswith("BM25") and ours.system == "hashed features"
+    for system in (bm25, ours):
+        assert 0.2 < np.mean(system.rows.recall_at_1) <= 1  # A guess has 0.01.
+    assert main(["demo", "--corpus", "chitchat"]) == 0
+    assert "hashed features" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "chitchat_dataset", None)
+    with pytest.raises(UserError, match="demo"):
+        smalltalk.compare_retrieval()
 
 
 @pytest.mark.slow

@@ -109,6 +109,7 @@ def _draw_counts(axes: "Axes", curves: list[Curve]) -> None:
         axes.bar(left + number * width, bins.counts, width, align="edge", color=color)
     # A few rows at low confidence matter as much as many at high confidence.
     axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="confidence", ylabel="rows (log scale)", ylim=(0, None))
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
