@@ -33,7 +33,8 @@ from prefchat_jax.building.describe import chat_row
 from prefchat_jax.cli.console import table
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation import evaluate_run, rank_metrics
+from prefchat_jax.evaluation.ranks import rank_metrics
+from prefchat_jax.evaluation.run import evaluate_run
 from prefchat_jax.finetune import finetune
 from prefchat_jax.text.dialogue import Context, Example, Turn
 from prefchat_jax.training.checkpoints import load_model

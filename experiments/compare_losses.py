@@ -32,7 +32,7 @@ from prefchat_jax.cli.console import table
 from prefchat_jax.datasets.labels import Buckets
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation import macro_f1, paired_bootstrap
+from prefchat_jax.evaluation.metrics import macro_f1, paired_bootstrap
 from prefchat_jax.finetune import Result, finetune
 from prefchat_jax.training.catalogue import GROUPS, NOISE, OBJECTIVES
 from prefchat_jax.training.checkpoints import load_model

@@ -29,7 +29,7 @@ from rich.console import Console
 from prefchat_jax.cli.console import table
 from prefchat_jax.datasets.labels import Buckets
 from prefchat_jax.datasets.records import read_records
-from prefchat_jax.evaluation import macro_f1, paired_bootstrap
+from prefchat_jax.evaluation.metrics import macro_f1, paired_bootstrap
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig

@@ -1,4 +1,4 @@
-"""Baselines that a trained run must beat: the majority answer, and BM25."""
+"""Baselines that a trained run must beat: the majority answer, BM25, TF-IDF."""
 
 import logging
 from collections.abc import Sequence
@@ -52,15 +52,49 @@ class BM25:
         tokens = bm25s.tokenize(list(texts), show_progress=False)
         self._index.index(tokens, show_progress=False)
 
-    def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """Scores `[queries, texts]`."""
+    def scores(
+        self, queries: Sequence[str], among: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Scores `[queries, texts]`, or of the texts at the places `among`."""
         tokens: Any = self._bm25s.tokenize(
             list(queries), return_ids=False, show_progress=False
         )
+        places = slice(None) if among is None else np.asarray(among)
         nothing = np.zeros(self._size, np.float32)
         return np.stack(
-            [self._index.get_scores(query) if query else nothing for query in tokens]
+            [
+                (self._index.get_scores(query) if query else nothing)[places]
+                for query in tokens
+            ]
         )
+
+
+class TfIdf:
+    """Cosine of TF-IDF vectors, by scikit-learn.
+
+    Words and pairs of words, `1 + log(count)`; the frequencies are those of the
+    texts it is made of.
+
+    Raises:
+      UserError: scikit-learn is not installed.
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+        except ImportError as error:
+            raise UserError(
+                "TF-IDF needs scikit-learn: pip install 'prefchat-jax[experiments]'."
+            ) from error
+        self._vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        self._vectors.fit(texts)
+
+    def scores(self, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Scores `[queries, texts]`; 0 where no word is known."""
+        from sklearn.metrics.pairwise import linear_kernel
+
+        left, right = map(self._vectors.transform, (queries, texts))
+        return linear_kernel(left, right)
 
 
 class BM25Answers:

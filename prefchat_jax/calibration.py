@@ -1,57 +1,261 @@
-"""Calibration of chat on validation rows: how far to trust the classifier."""
+"""Calibration: what probabilities a run's scores mean, and when it abstains.
 
+Pure functions of arrays, and `measure_chat`, which asks a chat for the arrays.
+"""
+
+import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prefchat_jax.chat.config import Calibration, RelevanceWeights
-from prefchat_jax.chat.session import Chat
-from prefchat_jax.evaluation import answer_threshold
+from prefchat_jax.chat.config import Calibration
+from prefchat_jax.chat.ranking import RELEVANCE
+from prefchat_jax.evaluation.metrics import softmax
 from prefchat_jax.text.dialogue import Example
+from prefchat_jax.tuning import choices, tune_weights
 
-_BUCKET_WEIGHTS = (1.0, 0.5, 0.25, 0.1, 2.0, 4.0)  # Ties go to the first.
+if TYPE_CHECKING:
+    from prefchat_jax.chat.session import Chat
+
 _MEASURED = 200  # Validation rows that are asked.
-_PRIOR, _PRIOR_ROWS = 0.25, 20  # Confidence threshold before any row is asked.
+_PRIOR, _PRIOR_ROWS = 0.5, 20  # Threshold before any row is asked: a coin's toss.
+_SACRIFICED = 0.05  # Share of in-scope rows that may be taken as out of scope.
+_LARGEST = 20.0  # Bound of the temperature, and of its inverse.
 
 
-def measure_chat(chat: Chat, val_rows: Sequence[Example]) -> dict[str, float]:
-    """Measures on validation rows how chat should rank and when it should abstain.
+class Platt(NamedTuple):
+    """The probability that a reply is right: `sigmoid(slope * x + offset)`."""
 
-    The bucket's weight is the one that ranks most right replies first (a
-    classifier with few rows deserves less trust than one with many); from the
-    threshold on, replies are more often right than wrong.
+    slope: float
+    offset: float
+
+    def probability(self, relevance: np.ndarray | float) -> np.ndarray:
+        """Probabilities of relevance `[...]`."""
+        return _sigmoid(self.slope * np.asarray(relevance, np.float64) + self.offset)
+
+
+# Nearest to the identity on [0, 1]: what is assumed before any row is seen.
+IDENTITY = Platt(4.0, -2.0)
+
+
+def fit_temperature(
+    logits: np.ndarray, labels: np.ndarray, *, prior_rows: float = 10.0
+) -> float:
+    """The temperature whose `softmax(logits / T)` is most likely on given rows.
+
+    Temperature scaling of Guo et al., https://arxiv.org/abs/1706.04599, solved
+    for the inverse `b = 1 / T`, in which `sum(cross_entropy) + prior_rows *
+    (b - log b)` is convex: the derivative rises, and its root is found by
+    bisection. The second term draws few rows to 1, and keeps `T` above 0 where
+    every row is right.
+
+    Args:
+      logits: `[n, C]` of rows that were not trained on; `n` may be 0.
+      labels: integer `[n]`.
+      prior_rows: strength of the draw to 1.
 
     Returns:
-      What changes in config.json: nothing without validation rows that have
-      replies.
+      `T` in [1/20, 20].
     """
+    logits = np.asarray(logits, np.float64)
+    own = logits[np.arange(len(labels)), labels].sum()
+
+    def slope(inverse: float) -> float:
+        expected = np.sum(softmax(logits * inverse) * logits) if len(logits) else 0.0
+        return expected - own + prior_rows * (1 - 1 / inverse)
+
+    low, high = -np.log(_LARGEST), np.log(_LARGEST)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(np.exp(middle)) < 0 else (low, middle)
+    return float(np.exp(-(low + high) / 2))
+
+
+def fit_platt(
+    relevance: np.ndarray,
+    is_right: np.ndarray,
+    *,
+    prior: Platt = IDENTITY,
+    prior_rows: float = 4.0,
+) -> Platt:
+    """Logistic calibration of a reply's relevance; more is never less probable.
+
+    Maximum likelihood (Platt 1999, "Probabilistic outputs for support vector
+    machines") by Newton's method. `prior_rows` rows that the prior says are
+    right with log-odds -1 and 1 join the data: few rows, or rows that are all
+    right, stay near the prior and never reach infinity. If the likelihood falls
+    with relevance, the slope is 0.
+
+    Args:
+      relevance: `[n]`; `n` may be 0.
+      is_right: bool `[n]`.
+      prior: with a slope above 0.
+      prior_rows: how many rows it weighs, above 0.
+    """
+    odds = np.array([-1.0, 1.0])
+    x = np.append(relevance, (odds - prior.offset) / prior.slope).astype(np.float64)
+    y = np.append(is_right, _sigmoid(odds))
+    weights = np.append(np.ones(len(x) - 2), [prior_rows / 2] * 2)
+    design = np.stack([x, np.ones_like(x)], axis=1)
+
+    def loss(point: np.ndarray) -> float:
+        z = design @ point
+        return float(weights @ (np.logaddexp(0, z) - y * z))
+
+    point = np.array(prior, np.float64)
+    for _ in range(100):
+        p = _sigmoid(design @ point)
+        gradient = design.T @ (weights * (p - y))
+        hessian = (design * (weights * p * (1 - p))[:, None]).T @ design
+        step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
+        length = 1.0
+        while loss(point - length * step) > loss(point) and length > 1e-9:
+            length /= 2
+        point = point - length * step
+        if np.abs(length * step).max() < 1e-10:
+            break
+    if point[0] > 0:
+        return Platt(float(point[0]), float(point[1]))
+    share = (weights @ y) / weights.sum()  # The optimum on the border is constant.
+    return Platt(0.0, float(np.log(share) - np.log1p(-share)))
+
+
+def answer_threshold(confidence: np.ndarray, is_right: np.ndarray) -> float:
+    """The confidence from which on an answer is more often right than wrong.
+
+    A right answer gains one, a wrong one loses one, and a refusal costs
+    nothing: the threshold has the largest sum over validation rows. It never
+    abstains (0) if there are no right answers to measure it on.
+
+    Args:
+      confidence: `[n]` of the answers to validation rows.
+      is_right: bool `[n]`; out-of-scope rows are never right.
+    """
+    if not np.any(is_right):
+        return 0.0
+    order = np.argsort(-confidence, kind="stable")
+    gain = np.cumsum(np.where(is_right[order], 1, -1))
+    # Rows of one confidence are answered together, or refused together.
+    cuts = np.append(np.flatnonzero(np.diff(confidence[order])), len(order) - 1)
+    gain = gain[cuts]
+    if gain.max() < 0:
+        return 1.0  # Refusing everything is better.
+    # The last maximum lets most answers through; halfway to the next row, since
+    # the threshold lies somewhere between the two.
+    last = cuts[len(gain) - 1 - int(np.argmax(gain[::-1]))]
+    below = confidence[order[last + 1]] if last + 1 < len(order) else 0.0
+    return float((confidence[order[last]] + below) / 2)
+
+
+def cautious_threshold(probability: np.ndarray, is_right: np.ndarray) -> float:
+    """`answer_threshold` of probabilities, drawn to one half where rows are few."""
+    found = len(is_right) * answer_threshold(probability, is_right)
+    return float((found + _PRIOR_ROWS * _PRIOR) / (len(is_right) + _PRIOR_ROWS))
+
+
+def scope_threshold(probability: np.ndarray, is_right: np.ndarray) -> float:
+    """The highest probability of a bucket below which a message is out of scope.
+
+    The larger one of `cautious_threshold` and what refuses one validation row in
+    twenty: those rows are all in scope, so that they alone would set it too low
+    for messages that are not.
+
+    Args:
+      probability: `[n]` of the most probable bucket; `n` above 0.
+      is_right: bool `[n]`.
+    """
+    least = float(np.quantile(probability, _SACRIFICED))
+    return max(cautious_threshold(probability, is_right), least)
+
+
+def calibrate(
+    *,
+    logits: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    relevance: np.ndarray | None = None,
+    is_right: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """What config.json says of probabilities, from arrays of validation rows.
+
+    Args:
+      logits: `[n, C]` of the classifier.
+      labels: integer `[n]`.
+      relevance: `[m]` of the best reply to each row that has one.
+      is_right: bool `[m]`.
+
+    Returns:
+      Of the classifier, if it has rows: `temperature`, and `min_probability`,
+      below which a bucket counts as out of scope. Of the replies, if there are:
+      `confidence` (`slope`, `offset`), and `min_confidence`, which is compared
+      with the probability that they give, and not with the relevance.
+    """
+    found: dict[str, Any] = {}
+    if logits is not None and labels is not None and len(logits):
+        temperature = fit_temperature(logits, labels)
+        probs = softmax(logits, temperature)
+        found["temperature"] = temperature
+        found["min_probability"] = scope_threshold(
+            probs.max(axis=1), probs.argmax(axis=1) == labels
+        )
+    if relevance is not None and is_right is not None and len(relevance):
+        # Without a right reply, as where each row has its own, nothing is known.
+        platt = fit_platt(relevance, is_right) if np.any(is_right) else IDENTITY
+        found["confidence"] = platt._asdict()
+        found["min_confidence"] = cautious_threshold(
+            platt.probability(relevance), is_right
+        )
+    return found
+
+
+def measure_chat(
+    chat: "Chat",
+    val_rows: Sequence[Example],
+    *,
+    logits: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Measures on validation rows how chat should rank and when it should abstain.
+
+    Args:
+      chat: is left with the weights and the temperature that were found.
+      val_rows: rows that were not trained on.
+      logits: `[n, C]` of those among them that have a bucket.
+      labels: integer `[n]`, their buckets.
+
+    Returns:
+      What changes in config.json: what `calibrate` finds, and the `weights` of
+      the terms of relevance.
+    """
+    found = calibrate(logits=logits, labels=labels)
     rows = [row for row in val_rows if row.response]
-    if not rows:
-        return {}
+    if not rows or not len(chat):
+        return found
+    temperature = found.get("temperature", 1.0)
+    chat.calibration = Calibration(temperature=temperature)
+    weights = tune_weights(choices(chat, rows))
+    chat.calibration = Calibration(temperature=temperature, weights=weights)
+    found["weights"] = dataclasses.asdict(weights)
     rows = rows[:: -(-len(rows) // _MEASURED)]  # Evenly: files are often sorted.
-    measured = []
-    for weight in _BUCKET_WEIGHTS:
-        weights = RelevanceWeights(bucket=weight)
-        chat.calibration = Calibration(weights=weights)
-        is_right, confidence = _ask(chat, rows)
-        measured.append((is_right.mean(), weight, is_right, confidence))
-    _, weight, is_right, confidence = max(measured, key=lambda found: found[0])
-    # Few rows measure a threshold badly: it is drawn to a cautious one.
-    measured_sum = len(rows) * answer_threshold(confidence, is_right)
-    threshold = (measured_sum + _PRIOR_ROWS * _PRIOR) / (len(rows) + _PRIOR_ROWS)
-    return {"weights": {"bucket": weight}, "min_confidence": threshold}
+    relevance, is_right = _ask(chat, rows)
+    return found | calibrate(relevance=relevance, is_right=is_right)
 
 
-def _ask(chat: Chat, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each reply is right, and how confident it is."""
+def _ask(chat: "Chat", rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """How relevant the best reply to each row is, and whether it is right."""
     replies = chat.reply_batch(
         [row.question for row in rows],
         histories=[row.context[:-1] for row in rows],
         style="balanced",
         creativity=0.0,
     )
+    best = [reply.candidates[0] for reply in replies]
+    relevance = [sum(found.terms[name] for name in RELEVANCE) for found in best]
     right = [
-        bool(reply.candidates) and reply.candidates[0].response == row.response
-        for reply, row in zip(replies, rows, strict=True)
+        found.response == row.response for found, row in zip(best, rows, strict=True)
     ]
-    return np.array(right), np.array([reply.confidence for reply in replies])
+    return np.array(relevance), np.array(right)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * x))

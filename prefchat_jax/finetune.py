@@ -94,8 +94,6 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
     config = run.config() | {
         "best_epoch": result.best_epoch,
         "last_epoch": len(result.history),
-        "min_confidence": 0.0,
-        "bucket_weight": 1.0,
     }
     if config["finetune"].get("pref_noise") == "re_po":
         best = result.history[result.best_epoch - 1]
@@ -110,8 +108,16 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
         pairs = zip(corpus.train_rows, labels, strict=True)
         rows = [(row, int(bucket)) for row, bucket in pairs if row.response]
         build_store(run.store, inference, rows)
+    model, params = load_model(run)
+    val = corpus.val
     with Chat.load(run.path) as chat:
-        run.write_json("config.json", config | measure_chat(chat, corpus.val_rows))
+        measured = measure_chat(
+            chat,
+            corpus.val_rows,
+            logits=predict(model, params, val.ids, val.weights),
+            labels=val.labels,
+        )
+    run.write_json("config.json", config | measured)
 
 
 def _open_run(config: FinetuneConfig) -> RunDirectory:

@@ -1,60 +1,169 @@
+import json
+
 import numpy as np
 import pytest
 
-from prefchat_jax.evaluation import (
-    answer_threshold,
-    evaluate_run,
-    macro_f1,
-    outcome,
-    paired_bootstrap,
-    rank_metrics,
+from prefchat_jax.chat.config import ChatSettings
+from prefchat_jax.evaluation.errors import (
+    OUTSIDE,
+    REFUSED,
+    confusions,
+    mistakes,
+    write_mistakes,
 )
+from prefchat_jax.evaluation.metrics import auroc, softmax
+from prefchat_jax.evaluation.run import evaluate_run, figures, judge_run
+
+OOS = ("pizza with pineapple", "who won the match", "where is my parcel")
 
 
-def test_macro_f1_by_hand():
-    predicted, labels = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1])
-    # F1 of class 0: 2*1/(2+1); of class 1: 2*1/(1+3); class 2 is no label.
-    assert macro_f1(predicted, labels) == pytest.approx((2 / 3 + 1 / 2) / 2)
+@pytest.fixture(scope="module")
+def held_out(corpus_path, tmp_path_factory):
+    """Rows of the corpus, two with a wrong label and reply, and three outside."""
+    rows = [json.loads(line) for line in corpus_path.read_text().splitlines()]
+    for row in (rows[0], rows[3]):
+        row["label"], row["assistant"] = "refund", rows[9]["assistant"]
+    rows += [{"user": text, "label": "out_of_scope"} for text in OOS]
+    path = tmp_path_factory.mktemp("held_out") / "val.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-def test_outcome_counts_refusals_apart_from_wrong_answers():
-    found = outcome(["a", "", "b", "b"], ["a", "a", "b", "a"], np.array([True, False]))
-    assert (found.right, found.wrong, found.refused) == (0.5, 0.25, 0.5)
+@pytest.fixture(scope="module")
+def judged(run, held_out):
+    return judge_run(run.run.path, [held_out], ChatSettings(min_confidence=0.5))
 
 
-def test_the_threshold_has_the_largest_gain():
-    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    right = np.array([True, True, False, True, False, False])
-    gains = [
-        np.sum(np.where(right, 1, -1)[confidence >= t])
-        for t in np.linspace(0.35, 0.95, 61)
-    ]
-    threshold = answer_threshold(confidence, right)
-    best = np.sum(np.where(right, 1, -1)[confidence >= threshold])
-    assert best == max(gains) and threshold == pytest.approx(0.55)
-    assert answer_threshold(confidence, np.zeros(6, bool)) == 0.0
-    assert answer_threshold(confidence, np.ones(6, bool)) == pytest.approx(0.2)
-    # Where answers are mostly wrong, refusing everything is best.
-    assert answer_threshold(confidence[:3], np.array([False, False, True])) == 1.0
-
-
-def test_the_bootstrap_interval_holds_the_difference(rng):
-    ours, theirs = rng.random(500) < 0.8, rng.random(500) < 0.6
-    low, high = paired_bootstrap(ours, theirs)
-    assert low < ours.mean() - theirs.mean() < high and low > 0.1
-    assert paired_bootstrap(ours, ours) == (0.0, 0.0)
-
-
-def test_ranks_by_hand():
-    scores = np.array([[3.0, 1.0, 2.0], [1.0, 1.0, 5.0]])
-    ranks = rank_metrics(scores, np.array([0, 1]))
-    # The second row ties for second place, which counts as third.
-    assert ranks.recall_at_1 == 0.5 and ranks.mrr == pytest.approx((1 + 1 / 3) / 2)
-
-
-def test_a_run_is_scored_on_rows_it_never_saw(run, corpus_path, tmp_path):
-    figures = evaluate_run(run.run.path, [corpus_path])
-    assert figures["in_scope_rows"] == 36 and figures["accuracy"] > 0.9
-    total = figures["right"] + figures["wrong"] + figures["abstained"]
+def test_a_run_is_scored_on_rows_it_never_saw(run, corpus_path):
+    found = evaluate_run(run.run.path, [corpus_path])
+    assert found["in_scope_rows"] == 36 and found["accuracy"] > 0.9
+    total = found["right"] + found["wrong"] + found["abstained"]
     assert total == pytest.approx(1.0)
-    assert figures["p50_ms"] <= figures["p99_ms"]
+    assert found["p50_ms"] <= found["p99_ms"]
+    assert "out_of_scope_rows" not in found and "bucket_auroc" not in found
+
+
+def test_the_figures_are_counts_of_the_rows(judged):
+    found = figures(judged)
+    buckets, replies = judged.buckets, judged.replies
+    assert (found["in_scope_rows"], found["out_of_scope_rows"]) == (36, 3)
+    wrong = [
+        str(row.label) != str(buckets.labels[number])
+        for row, number in zip(
+            buckets.examples, buckets.logits.argmax(axis=1), strict=True
+        )
+    ]
+    assert found["accuracy"] == pytest.approx(1 - np.mean(wrong))
+    answered = [
+        not reply.abstained and reply.candidates[0].response == row.response
+        for row, reply in zip(replies.examples, replies.replies, strict=True)
+    ]
+    assert found["right"] == pytest.approx(np.mean(answered))
+    refused = [reply.confidence < 0.5 for reply in replies.outside]
+    assert found["refused"] == pytest.approx(np.mean(refused))
+    assert 0 < found["refused"] < 1  # The parcel is known.
+
+
+def test_out_of_scope_figures_are_those_of_the_probabilities(judged):
+    found, buckets = figures(judged), judged.buckets
+    inside = softmax(buckets.logits, buckets.temperature).max(axis=1)
+    outside = softmax(buckets.outside, buckets.temperature).max(axis=1)
+    assert found["bucket_auroc"] == auroc(inside, outside)
+    assert found["bucket_refused"] == np.mean(outside < buckets.threshold)
+    right = (buckets.logits.argmax(axis=1) == buckets.numbers) & (
+        inside >= buckets.threshold
+    )
+    assert found["accuracy_above_threshold"] == np.mean(right)
+    assert 0.5 < found["reply_auroc"] <= 1
+
+
+def test_the_temperature_scales_the_calibration_error(judged):
+    scaled = judged._replace(buckets=judged.buckets._replace(temperature=9.0))
+    plain = judged._replace(buckets=judged.buckets._replace(temperature=1.0))
+    assert figures(scaled)["ece"] == figures(plain)["ece"]
+    assert figures(plain)["ece_scaled"] == figures(plain)["ece"]
+    assert figures(scaled)["ece_scaled"] > figures(plain)["ece"]  # Much too unsure.
+
+
+def test_each_mistake_is_a_row_that_names_its_place(judged, held_out, tmp_path):
+    found = mistakes(judged)
+    buckets = [row for row in found if row["kind"] == "bucket"]
+    replies = [row for row in found if row["kind"] == "reply"]
+    assert [row["where"] for row in buckets[:2]] == [f"{held_out}:1", f"{held_out}:4"]
+    assert {row["expected"] for row in buckets[:2]} == {"refund"}
+    assert {row["given"] for row in buckets[:2]} == {"parcel"}
+    assert {f"{held_out}:1", f"{held_out}:4", f"{held_out}:39"} <= {
+        row["where"] for row in replies
+    }
+    outside = next(row for row in replies if row["where"] == f"{held_out}:39")
+    assert outside["expected"] is None and not outside["abstained"]
+    total = figures(judged)
+    inside = sum(row["expected"] is not None for row in replies)
+    assert inside == round(36 * (1 - total["right"]))
+    path = tmp_path / "errors.jsonl"
+    write_mistakes(path, found)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == found
+
+
+def test_the_rank_is_the_place_among_the_candidates(judged):
+    by_row = {
+        row.where: reply
+        for row, reply in zip(
+            judged.replies.examples, judged.replies.replies, strict=True
+        )
+    }
+    ranked = [row for row in mistakes(judged) if row.get("rank")]
+    assert ranked
+    for row in ranked:
+        candidates = by_row[row["where"]].candidates
+        assert candidates[row["rank"] - 1].response == row["expected"]
+
+
+def test_confused_pairs_are_counted_by_kind():
+    row = lambda kind, expected, given: {
+        "kind": kind,
+        "expected": expected,
+        "given": given,
+    }
+    wrong = [row("reply", "a", None)] * 3 + [row("bucket", None, "y")]
+    wrong += [row("bucket", "x", "y")] * 2
+    assert confusions(wrong) == [("bucket", "x", "y", 2), ("bucket", OUTSIDE, "y", 1)]
+    assert confusions(wrong, limit=1) == [("bucket", "x", "y", 2)]
+    assert confusions(wrong[:3]) == [("reply", "a", REFUSED, 3)]
+    assert confusions([]) == []
+
+
+def test_the_history_of_a_mistake_is_kept(run, tmp_path):
+    path = tmp_path / "dialogue.jsonl"
+    turns = [("user", "hi"), ("assistant", "hello"), ("user", "money back")]
+    turns += [("assistant", "Never.")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    last = mistakes(judge_run(run.run.path, [path]))[-1]
+    assert last["message"] == "money back" and last["expected"] == "Never."
+    assert last["history"] == messages[:2] and last["rank"] is None
+
+
+def test_a_run_without_replies_is_judged_by_its_buckets(corpus_path, tmp_path):
+    from conftest import quick
+
+    from prefchat_jax.finetune import finetune
+
+    rows = [json.loads(line) for line in corpus_path.read_text().splitlines()]
+    train, val = tmp_path / "train.jsonl", tmp_path / "val.jsonl"
+    lines = [json.dumps({"user": r["user"], "label": r["label"]}) for r in rows]
+    train.write_text("\n".join(lines))
+    val.write_text("\n".join([*lines, '{"user": "zebra quartz", "label": -1}']))
+    result = finetune(quick(train, tmp_path / "run"))
+    config = result.run.config()
+    assert "confidence" not in config and 0 < config["min_probability"] < 1
+    judged = judge_run(result.run.path, [val])
+    assert judged.replies is None
+    found = figures(judged)
+    assert found["bucket_auroc"] == 1.0 and "refused" not in found
+    assert {"bucket_refused", "accuracy_above_threshold", "ece"} <= set(found)
+    # With a threshold that nothing reaches all is refused.
+    strict = judged._replace(buckets=judged.buckets._replace(threshold=1.01))
+    assert figures(strict)["bucket_refused"] == 1.0
+    assert figures(strict)["accuracy_above_threshold"] == 0.0
+    assert not any(row["expected"] is None for row in mistakes(strict))

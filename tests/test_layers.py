@@ -19,9 +19,10 @@ LAYERS = [
     "training",
     "inference",
     "chat",
+    "baselines",
     "evaluation",
     "indexing",
-    "baselines",
+    "tuning",
     "calibration",
     "finetune",
     "smalltalk",
@@ -82,6 +83,13 @@ def test_losses_import_jax_alone():
     modules = _modules_after("import prefchat_jax.losses")
     assert "jax" in modules
     assert not modules & {"flax", "optax", "orbax", "tyro", "rich", "msgspec"}
+
+
+def test_metrics_and_calibration_import_no_jax():
+    modules = _modules_after(
+        "import prefchat_jax.calibration, prefchat_jax.evaluation.retrieval"
+    )
+    assert not modules & {"jax", "sklearn", "bm25s", "matplotlib"}
 
 
 def test_text_datasets_and_inference_import_no_jax():

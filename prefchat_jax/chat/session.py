@@ -109,7 +109,7 @@ class Chat:
         pooled = config["finetune"]["max_candidates_per_bucket"]
         if settings.max_candidates_per_bucket is None:
             settings = dataclasses.replace(settings, max_candidates_per_bucket=pooled)
-        return cls(inference, names, store, settings, read_calibration(config))
+        return cls(inference, names, store, settings, _read_calibration(config))
 
     def reply(
         self,
@@ -409,12 +409,11 @@ class _Manner:
         return get_style(infer_style(message) if self.style == "auto" else self.style)
 
 
-def read_calibration(config: dict) -> Calibration:
-    """What config.json says of the ranking; defaults where an older run is silent."""
-    known = {field.name for field in dataclasses.fields(Calibration)}
-    found = {name: config[name] for name in known & set(config) - {"weights"}}
+def _read_calibration(config: dict) -> Calibration:
+    """What config.json says of the ranking; defaults where it is silent."""
     weights = RelevanceWeights(**config.get("weights", {}))
-    return Calibration(weights=weights, **found)
+    plain = {k: config[k] for k in ("temperature", "min_confidence") if k in config}
+    return Calibration(weights=weights, **plain, **config.get("confidence", {}))
 
 
 def _free_standing(words: np.ndarray, response: np.ndarray, scorer: np.ndarray) -> Pool:

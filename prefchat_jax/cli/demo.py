@@ -16,13 +16,14 @@ from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags, show, talk
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
+from prefchat_jax.cli.evaluate import retrieval_table
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from prefchat_jax.chat.session import Chat
     from prefchat_jax.datasets.records import Records
-    from prefchat_jax.evaluation import Outcome
+    from prefchat_jax.evaluation.metrics import Outcome
     from prefchat_jax.finetune import Result
 
 # A message, and whether it goes on with the conversation before it.
@@ -163,7 +164,8 @@ Judged = tuple["Outcome", Sequence[float]]
 
 def _judge_baseline(system, val_rows, questions: "Records") -> Judged:
     """Refuses below a threshold that is measured as that of a run is."""
-    from prefchat_jax.evaluation import answer_threshold, outcome
+    from prefchat_jax.calibration import answer_threshold
+    from prefchat_jax.evaluation.metrics import outcome
 
     answers = system.answer([row.question for row in val_rows])
     right = [
@@ -203,7 +205,7 @@ def _judge_seed(
 
 
 def _judge_chat(chat: "Chat", questions: "Records") -> Judged:
-    from prefchat_jax.evaluation import outcome
+    from prefchat_jax.evaluation.metrics import outcome
 
     ask = lambda row: chat.reply(row.question, style="balanced", creativity=0.0)
     ask(questions.examples[0])  # Compiles.
@@ -249,11 +251,8 @@ def _small_talk(console: Console) -> None:
 
     with console.status("ranking small talk"):
         figures = compare_retrieval()
-    rows = [
-        [name, f"{r.recall_at_1:.3f}", f"{r.mrr:.3f}"] for name, r in figures.items()
-    ]
     title = "chitchat-dataset: the true reply among 100, held-out dialogues"
-    console.print(table(title, ["system", "1-of-100", "MRR"], rows))
+    console.print(retrieval_table(title, figures))
 
 
 def _free_path(path: pathlib.Path) -> pathlib.Path:

@@ -1,13 +1,25 @@
 """`prefchat evaluate`: how good a run is on rows that it never saw."""
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from rich.console import Console
+from rich.table import Table
+
+from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output, table
 from prefchat_jax.cli.device import select_device
-from prefchat_jax.training.run_directory import write_json
+from prefchat_jax.errors import UserError
+from prefchat_jax.training.run_directory import RunDirectory, write_json
+
+if TYPE_CHECKING:
+    from prefchat_jax.evaluation.retrieval import Block, Retrieval
+    from prefchat_jax.evaluation.run import Judgement
+    from prefchat_jax.text.dialogue import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,26 +39,169 @@ class EvaluateFlags:
     """Where the classifier runs."""
     min_confidence: float | None = None
     """Abstain below it [measured by finetune]."""
+    one_of_100: bool = False
+    """Also rank each true reply among 100, beside BM25 and TF-IDF."""
+    train_data: str | None = None
+    """JSONL rows whose statistics BM25 and TF-IDF use [what the run trained on]."""
+    errors: str | None = None
+    """Write every mistake to this JSONL file, and print what is confused most."""
+    plot: str | None = None
+    """Draw accuracy by confidence to this PNG, SVG or PDF file."""
     json: str | None = None
     """Also write the figures to this JSON file."""
 
+    def __post_init__(self):
+        if self.train_data and not self.one_of_100:
+            raise UserError("--train_data is for --one_of_100: give both.")
+        if self.train_data and not pathlib.Path(self.train_data).is_file():
+            raise UserError(f"--train_data {self.train_data}: no such file.")
+        read = [self.data, self.data_manifest, self.train_data]
+        inputs = [pathlib.Path(path).resolve() for path in read if path]
+        for name in ("errors", "plot", "json"):
+            path = getattr(self, name)
+            if path is None:
+                continue
+            if not pathlib.Path(path).absolute().parent.is_dir():
+                raise UserError(f"--{name} {path}: no such folder.")
+            if pathlib.Path(path).resolve() in inputs:
+                raise UserError(f"--{name} {path} would replace what is read.")
+
 
 def main(argv: Sequence[str]) -> None:
-    """Prints one table."""
+    """Prints tables; checks what can be wrong before the run is asked."""
     given = flags.parse(EvaluateFlags, "evaluate", argv)
-    select_device(given.device)
-    from prefchat_jax.chat.config import ChatSettings
-    from prefchat_jax.datasets.records import corpus_paths
-    from prefchat_jax.evaluation import evaluate_run
-
-    paths = corpus_paths(given.data, given.data_manifest)
     settings = ChatSettings(min_confidence=given.min_confidence)
-    figures = evaluate_run(given.weights, paths, settings)
-    if given.json:
-        write_json(given.json, figures)
-    rows = [[name, _shown(value)] for name, value in figures.items()]
+    if given.plot:
+        from prefchat_jax.evaluation.reliability import check_plot
+
+        check_plot(given.plot)
+    select_device(given.device)
+    from prefchat_jax.datasets.records import corpus_paths
+    from prefchat_jax.evaluation.run import figures, judge_run
+
+    console = output()
+    paths = corpus_paths(given.data, given.data_manifest)
+    judged = judge_run(given.weights, paths, settings)
+    found: dict[str, Any] = dict(figures(judged))
+    rows = [[name, _shown(value)] for name, value in found.items()]
     title = f"{given.weights} on {', '.join(map(str, paths))}"
-    output().print(table(title, ["figure", "value"], rows))
+    console.print(table(title, ["figure", "value"], rows))
+    if given.one_of_100:
+        found["one_of_100"] = _one_of_100(given, settings, judged, console)
+    if given.errors:
+        found["confused"] = _errors(given.errors, judged, console)
+    if given.plot:
+        from prefchat_jax.evaluation.reliability import plot_reliability
+
+        names = ", ".join(pathlib.Path(path).name for path in paths)
+        plot_reliability(
+            given.plot, judged, f"{pathlib.Path(given.weights).name} on {names}"
+        )
+        _say(console, f"reliability diagram: {given.plot}")
+    if given.json:
+        write_json(given.json, found)
+
+
+def retrieval_table(title: str, systems: Sequence["Retrieval"]) -> Table:
+    """One row for each system: recall and MRR with their 95 % intervals."""
+    columns = ["system", "R@1", "R@5", "R@10", "MRR"]
+    rows = [
+        [
+            system.system,
+            *(
+                f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+                for mean, low, high in system.means().values()
+            ),
+        ]
+        for system in systems
+    ]
+    return table(title, columns, rows)
+
+
+def _one_of_100(
+    given: EvaluateFlags, settings: ChatSettings, judged: "Judgement", console: Console
+) -> dict[str, dict[str, list[float]]]:
+    from prefchat_jax.chat.session import Chat
+    from prefchat_jax.evaluation.retrieval import (
+        Retrieval,
+        ScoresResponses,
+        blocks,
+        chat_scorer,
+        one_of_100,
+    )
+
+    made = blocks(judged.records.examples)
+    with console.status("ranking replies"):
+        with Chat.load(given.weights, settings=settings) as chat:
+            ranks = one_of_100(made, chat_scorer(cast(ScoresResponses, chat)))
+        systems = [Retrieval("run", ranks)]
+        notes = []
+        train = _training_rows(given, notes)
+        systems += _baselines(made, train, notes)
+    title = f"the true reply among 100, {100 * len(made):,} contexts, 95 % intervals"
+    console.print(retrieval_table(title, systems))
+    for note in notes:
+        _say(console, f"note: {note}")
+    return {system.system: system.means() for system in systems}
+
+
+def _baselines(
+    made: Sequence["Block"], train: Sequence["Example"], notes: list[str]
+) -> list["Retrieval"]:
+    """The best of each kind; of one that is not installed, a note."""
+    from prefchat_jax.evaluation.retrieval import best, bm25_systems, tfidf_systems
+
+    found = []
+    for systems in (bm25_systems, tfidf_systems):
+        try:
+            found.append(best(systems(made, train)))
+        except UserError as error:
+            notes.append(str(error))
+    return found
+
+
+def _training_rows(given: EvaluateFlags, notes: list[str]) -> Sequence["Example"]:
+    """The rows of `--train_data`, or those of the run if they are still there."""
+    from prefchat_jax.datasets.records import corpus_paths, read_records
+
+    if given.train_data:
+        return read_records([given.train_data]).examples
+    trained = RunDirectory.open(given.weights).config()["finetune"]
+    try:
+        paths = corpus_paths(trained.get("data"), trained.get("data_manifest"))
+        return read_records(paths).examples
+    except UserError:
+        notes.append(
+            "what the run trained on is not there any more: BM25 and TF-IDF know "
+            "the ranked responses alone; give --train_data."
+        )
+        return []
+
+
+def _errors(
+    path: str | os.PathLike, judged: "Judgement", console: Console
+) -> list[dict[str, Any]]:
+    from prefchat_jax.evaluation.errors import confusions, mistakes, write_mistakes
+
+    wrong = mistakes(judged)
+    write_mistakes(path, wrong)
+    pairs = confusions(wrong)
+    if pairs:
+        rows = [[_short(p.expected), _short(p.given), f"{p.count:,}"] for p in pairs]
+        title = "confused most"
+        columns = [f"expected {pairs[0].kind}", "given", "rows"]
+        console.print(table(title, columns, rows, text_columns=2))
+    _say(console, f"{len(wrong):,} mistakes: {os.fspath(path)}")
+    return [pair._asdict() for pair in pairs]
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 48 else f"{line[:47]}…"
 
 
 def _shown(value: float | int) -> str:

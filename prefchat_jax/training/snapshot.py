@@ -87,9 +87,7 @@ def load_snapshot(run: RunDirectory) -> Snapshot:
     if cached is not None:
         return cached
     trees = _from_orbax(run)
-    bound = fingerprint(
-        trees["classifier"], run.featurizer(), trees.get("scorer")
-    )
+    bound = fingerprint(trees["classifier"], run.featurizer(), trees.get("scorer"))
     snapshot = Snapshot(step, checkpoint, bound, flatten(trees))
     with contextlib.suppress(OSError):  # A run directory may be read-only.
         write_npz(run.path / CACHE, snapshot.tensors, snapshot.metadata)
