@@ -219,7 +219,7 @@ def _numbered(counts: np.ndarray, config: FeatureConfig) -> np.ndarray:
 
 def _table_size(rows: np.ndarray) -> int:
     used = int(rows.max()) + 1
-    step = max(256, 1 << (used.bit_length() - 4))
+    step = max(256, 1 << max(used.bit_length() - 4, 0))
     return -(-used // step) * step
 
 
