@@ -9,6 +9,7 @@ import http.server
 import json
 import pathlib
 import re
+import socket
 import threading
 import time
 
@@ -98,6 +99,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.received.append((self.path, body, self.headers.get("Authorization")))
         time.sleep(server.delay)
+        if server.gone:
+            return self.connection.shutdown(socket.SHUT_RDWR)
         status, answer = server.answers.get(self.path, (404, {}))
         with contextlib.suppress(BrokenPipeError):  # It was stopped.
             self._json(status, answer)
@@ -135,7 +138,7 @@ def policy():
 @contextlib.contextmanager
 def _serving():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.received, server.delay = [], 0.0
+    server.received, server.delay, server.gone = [], 0.0, False
     server.answers = {
         "/v1/chat/completions": (200, completion(LISTED)),
         "/v1/feedback": (200, {}),
@@ -233,7 +236,7 @@ def test_shift_enter_makes_a_line_and_an_empty_message_is_not_sent(tab, server):
 def test_a_reply_is_shown_as_it_is(tab):
     _ask(tab)
     before, code, after = re.split(r"```\w*\n", LISTED)
-    assert tab.texts(".said-text > .text") == [before.rstrip("\n") + "\n", after]
+    assert tab.texts(".said-text > .text") == [before.rstrip("\n"), after]
     assert tab.texts(".said-text pre") == [code.rstrip("\n")]
     family = "return getComputedStyle(document.querySelector('pre')).fontFamily"
     assert "monospace" in tab.run(family)
@@ -256,7 +259,7 @@ def test_why_shows_terms_on_one_scale_the_nearest_question_and_buckets(tab):
     assert tab.texts(".candidate .tag") == ["shown"]
     assert tab.texts(".candidate .score") == ["0.83", "0.36", "0.10"]
     # The scorer adds nothing anywhere, so it has no place in the legend.
-    named = [line.split(":")[0] for line in tab.texts(".legend li")]
+    named = [line.split()[0] for line in tab.texts(".legend li")]
     assert named == [name for name in [*TERMS, "repeat"] if name != "scorer"]
     rows = tab.run(
         "return [...document.querySelectorAll('.candidate')].map((row) => ["
@@ -371,7 +374,7 @@ def test_an_error_is_one_line_and_the_message_stays(tab, server, status, answer,
 
 
 def test_a_server_that_went_away_is_one_line(tab, server):
-    server.shutdown(), server.server_close()
+    server.gone = True
     tab.type("#box", "hello" + ENTER)
     assert tab.text("#notice span") == "The server does not answer. Is it running?"
     assert _box(tab) == "hello"
@@ -445,7 +448,7 @@ def test_hostile_data_is_text(tab, server):
     assert tab.texts(".mine, .said-text, .candidate:first-child .text") == [evil] * 3
     added = ["constructor \N{MINUS SIGN}0.25", "__proto__ +0.50", f"{evil} +0.25"]
     shown = tab.texts(".candidate:first-child .terms li")
-    assert sorted(shown) == sorted(added)
+    assert set(added) < set(shown) and "question 0" in shown
     assert tab.run("return document.querySelector('img, .turn script')") is None
 
 
