@@ -259,7 +259,7 @@ def test_why_shows_terms_on_one_scale_the_nearest_question_and_buckets(tab):
     assert tab.texts(".candidate .tag") == ["shown"]
     assert tab.texts(".candidate .score") == ["0.83", "0.36", "0.10"]
     # The scorer adds nothing anywhere, so it has no place in the legend.
-    named = [line.split()[0] for line in tab.texts(".legend li")]
+    named = [line.split(":")[0] for line in tab.texts(".legend li")]
     assert named == [name for name in [*TERMS, "repeat"] if name != "scorer"]
     rows = tab.run(
         "return [...document.querySelectorAll('.candidate')].map((row) => ["
@@ -279,12 +279,24 @@ def test_why_shows_terms_on_one_scale_the_nearest_question_and_buckets(tab):
     assert tab.texts(".why") == []
 
 
-def test_the_candidate_that_a_temperature_drew_is_the_one_shown(tab, server):
-    drawn = completion("Think of it so: we pay back within five days.")
-    server.answers["/v1/chat/completions"] = 200, drawn
+@pytest.mark.parametrize(
+    "shown, place",
+    [
+        ("Think of it so: we pay back within five days.", 1),
+        ("We are open.", 2),
+        ("First open Orders:", 0),
+    ],
+)
+def test_the_candidate_that_was_drawn_or_framed_is_told(tab, server, shown, place):
+    # One that shares a word with every reply, and has no other, is none of them.
+    short = CANDIDATES[2] | {"response": "We open."}
+    given = completion(shown, candidates=[*CANDIDATES, short])
+    server.answers["/v1/chat/completions"] = 200, given
     _ask(tab)
     tab.click(".why-button")
-    assert tab.text(".candidate.said .of").startswith("shownrefund")
+    said = "return [...document.querySelectorAll('.candidate')]"
+    said += ".map((row) => row.classList.contains('said'))"
+    assert tab.run(said) == [i == place for i in range(4)]
 
 
 def test_thumbs_up_stores_the_shown_reply_over_the_runner_up_once(tab, server):
