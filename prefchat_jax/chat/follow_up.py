@@ -14,6 +14,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+
+def _listed(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 # Share of the training rows with earlier turns from which on a run has learnt
 # what to make of them.
 _LEARNT = 0.01
@@ -25,10 +30,10 @@ _OPENS = re.compile(
     r"(?:and|but|or|also|plus|then|so|what about|how about|what if|what else"
     r"|anything else|same for|the same for)\b"
 )
-_REFERS = frozenset(
+_REFERS = _listed(
     "it its that this them they those these one ones he she him her then again "
     "other others another second third last former latter same both either neither "
-    "else instead also".split()
+    "else instead also"
 )
 # "It" that stands for nothing: "is it possible to ...", "how long does it take to".
 _EMPTY_IT = re.compile(
@@ -38,7 +43,7 @@ _EMPTY_IT = re.compile(
 )
 # Demonstratives before a word of their own name it: "this card", "that payment".
 _NAMES_IT = re.compile(r"\b(?:this|that|these|those) (?!one\b|ones\b)(\w+)")
-_EMPTY = frozenset(
+_EMPTY = _listed(
     "a about after ago all already also am an and another any anything are aren't as "
     "at be because been before being both but by can can't cannot come could couldn't "
     "did didn't do does doesn't doing don't done each either else ever every for from "
@@ -52,7 +57,7 @@ _EMPTY = frozenset(
     "that's the their them then there there's these they they're thing things third "
     "this those to too try up us usually want was wasn't way we well were what what's "
     "when where where's which while who whom whose why will with won't would wouldn't "
-    "yet you you're your yours first former latter".split()
+    "yet you you're your yours first former latter"
 )
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)?")
 

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import pathlib
+import re
 import sqlite3
 import threading
 import time
@@ -148,7 +149,8 @@ class Memory:
 
         A turn counts `0.5**(age / half_life)` of its BM25 score.
         """
-        words = content_words(_storable(text))[:_WORDS]
+        text = _storable(text)
+        words = (content_words(text) or re.findall(r"\w+", text.lower()))[:_WORDS]
         if not words or limit <= 0:
             return []
         content = " OR ".join(f'"{word}"' for word in words)
@@ -230,7 +232,7 @@ def recall(memory: Memory, message: str, history: Sequence[Turn]) -> list[Turn]:
     Only a message that leans on what came before is looked up, by its own words.
     """
     history = list(history)
-    if not leans(message):
+    if not (leans(message) and content_words(message)):
         return history
     for found in memory.search(message, limit=4):
         if found.role == "user" and found.turn not in history:

@@ -95,6 +95,7 @@ class Explanation:
     def summary(self) -> list[str]:
         """Lines: what was said and why, and what was searched for."""
         reply = self.reply
+        counted = len(self.searched) - 1
         verdict = "below" if reply.abstained else "at or above"
         lines = [
             f"reply      {' '.join(reply.text.split())}",
@@ -102,7 +103,7 @@ class Explanation:
             f"{reply.confidence:.3f} {verdict} the threshold {self.threshold:.3f}",
             f"style      {reply.style}",
             f"ranked     {self.considered} entries in {reply.milliseconds:.1f} ms",
-            f"history    {len(self.searched) - 1} of {self.earlier} earlier turns count",
+            f"history    {counted} of {self.earlier} earlier turns count",
         ]
         return lines + [
             f"searched   {weight:.3f} {' '.join(text.split())}"
