@@ -113,7 +113,8 @@ class Explanation:
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Heads and cells of the candidates: score, confidence, terms, texts."""
         names = list(self.candidates[0].terms) if self.candidates else []
-        heads = ["", "score", "confidence", *names, "bucket", "question", "response"]
+        heads = ["", "score", "confidence", *names]
+        heads += ["its bucket", "its question", "its response"]
         cells = [
             [
                 str(number),

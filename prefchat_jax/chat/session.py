@@ -424,7 +424,11 @@ class Chat:
         ).tolist()
 
     def _candidates(
-        self, pool: Pool, terms: Terms, scores: np.ndarray, order: Sequence[int]
+        self,
+        pool: Pool,
+        terms: Terms,
+        scores: np.ndarray,
+        order: Sequence[int] | np.ndarray,
     ) -> dict[int, Candidate]:
         """By place in the pool, in this order; without those that just went."""
         entries = {entry.id: entry for entry in self.store.get(pool.ids[order])}
