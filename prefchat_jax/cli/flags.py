@@ -56,7 +56,7 @@ def _spell_unions(config: type) -> None:
     """
     for name, hint in get_type_hints(config).items():
         if isinstance(hint, UnionType):
-            config.__annotations__[name] = Union[get_args(hint)]  # noqa: UP007
+            config.__annotations__[name] = Union.__getitem__(get_args(hint))
 
 
 def _hint(config: type, argv: Sequence[str]) -> str:
