@@ -268,13 +268,17 @@ def test_completion():
 
 def test_a_real_terminal_edits_completes_and_keeps_a_history(run, tmp_path):
     pytest.importorskip("readline")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(
-            sys.executable,
-            [*COMMAND, str(run.run.path)],
-            os.environ | {"TERM": "xterm", "NO_COLOR": "1"},
-        )
+    terminal, inside = pty.openpty()
+    code = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {COMMAND[2]}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *COMMAND[3:], str(run.run.path)],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        env=os.environ | {"TERM": "xterm", "NO_COLOR": "1"},
+    )
+    os.close(inside)
     seen = b""
 
     def until(text, seconds=60):
@@ -294,7 +298,7 @@ def test_a_real_terminal_edits_completes_and_keeps_a_history(run, tmp_path):
     os.write(terminal, b"where is my parcel\n")
     until(b"Open Orders")
     os.write(terminal, b"\x04")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert process.wait(30) == 0
     os.close(terminal)
     assert "where is my parcel" in history_file().read_text()
     assert history_file().stat().st_mode & 0o077 == 0
