@@ -90,22 +90,18 @@ def possible_mode(path: pathlib.Path, *, read_only: bool = False) -> str:
     can be made, nobody here writes, and the file is read without locks; what a
     writer elsewhere changes is then unseen until it is opened again.
     """
-    modes = ["ro", "ro&immutable=1"] if read_only else ["rw", "ro", "ro&immutable=1"]
+    modes = ["ro"] if read_only or not os.access(path, os.W_OK) else ["rw", "ro"]
+    if not _size(_beside(path, "-wal")):  # Else it would miss what only that holds.
+        modes.append("ro&immutable=1")
     for mode in modes:
-        if "immutable" in mode and _size(_beside(path, "-wal")):
-            continue  # It would read over what only the log holds.
-        if mode == "rw" and not os.access(path, os.W_OK):
-            continue
         try:
-            db = connect(path, mode)
-            try:
+            with contextlib.closing(connect(path, mode)) as db:
                 db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            finally:
-                db.close()
             return mode
-        except sqlite3.OperationalError as error:
-            failed = error
-    raise failed
+        except sqlite3.OperationalError:
+            if mode == modes[-1]:
+                raise
+    raise AssertionError("There is a mode.")
 
 
 @contextlib.contextmanager

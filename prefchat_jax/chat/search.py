@@ -80,7 +80,7 @@ def search(view: View, query: Query, settings: ChatSettings) -> Pool:
         return pools[0]
     bags = PackedBags.concatenate([pool.response_bags for pool in pools])
     columns = [np.concatenate(c) for c in zip(*(p[:-1] for p in pools), strict=True)]
-    return Pool(*columns, bags)
+    return Pool._make([*columns, bags])
 
 
 def _search_part(
@@ -141,5 +141,5 @@ def _empty(query: Query) -> Pool:
     none = np.zeros(0, np.float32)
     bags = PackedBags(np.zeros(1, np.int64), np.zeros(0, np.uint16), none)
     ids = np.zeros(0, np.int64)
-    numbers = ids, ids, np.zeros(0, np.int32)
-    return Pool(*numbers, *[none] * 5, np.zeros((0, 0), np.float32), bags)
+    numbers = [ids, ids, np.zeros(0, np.int32)]
+    return Pool._make([*numbers, *[none] * 5, np.zeros((0, 0), np.float32), bags])

@@ -83,8 +83,8 @@ class Segment(NamedTuple):
             blobs.append(blob)
         vectors = _vectors(blobs)
         components = _components(vectors)
-        usual = beside and beside.question_words.mean_length
-        usual_response = beside and beside.response_words.mean_length
+        usual = beside.question_words.mean_length if beside else None
+        usual_response = beside.response_words.mean_length if beside else None
         return cls(
             changes.ids,
             rows,
@@ -192,10 +192,13 @@ def _unflatten(arrays: dict[str, np.ndarray]) -> Segment:
     parts: dict[str, Any] = {name: arrays[name] for name in plain}
     for name in _BAGS:
         columns = [arrays[f"{name}.{part}"] for part in PackedBags._fields]
-        parts[name] = PackedBags(*columns)
+        parts[name] = PackedBags._make(columns)
     for name in _WORDS:
         columns = [arrays[f"{name}.{part}"] for part in WordIndex._fields]
-        parts[name] = WordIndex(*columns[:-2], int(columns[-2]), float(columns[-1]))
+        index = WordIndex._make(columns)  # Numbers come back as arrays.
+        parts[name] = index._replace(
+            size=int(index.size), mean_length=float(index.mean_length)
+        )
     return Segment(**parts)
 
 
