@@ -109,7 +109,11 @@ class Chat:
         config = directory.config()
         inference = Inference.load(directory, device=device)
         path = pathlib.Path(database) if database else directory.store
-        store = SqliteStore.open(path, fingerprint=inference.fingerprint)
+        store = SqliteStore.open(
+            path,
+            fingerprint=inference.fingerprint,
+            bits=inference.featurizer.config.bits,
+        )
         names = [str(bucket["name"]) for bucket in directory.read_json("labels.json")]
         pooled = config["finetune"]["max_candidates_per_bucket"]
         if settings.max_candidates_per_bucket is None:
