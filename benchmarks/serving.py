@@ -4,9 +4,9 @@
 
 Starts the server as a process of its own. Each client is a connection that stays
 open and sends its next question when it has its reply: sockets and ready bytes, so
-that the clients cost little beside the server; their share of the processor is
-printed, since they share the machine. With `--max_batch 1` nothing is batched.
-Prints a table or JSON (`--json`).
+that the clients cost little beside the server. `cpu_ms` is processor time for each
+reply, which other work on the machine changes least. With `--max_batch 1` nothing
+is batched. Prints a table or JSON (`--json`).
 """
 
 import argparse
@@ -99,13 +99,23 @@ async def _get(url: str, path: str) -> str:
     return answer.decode()
 
 
-def batch_sizes(url: str) -> tuple[float, dict[str, int]]:
-    """The mean size of a batch, and how many had at most each size."""
-    text = asyncio.run(_get(url, "/metrics"))
-    numbers = dict(re.findall(r"^prefchat_batch_size_(sum|count) (.*)$", text, re.M))
-    below = re.findall(r'^prefchat_batch_size_bucket{le="(.*)"} (.*)$', text, re.M)
-    mean = float(numbers["sum"]) / max(float(numbers["count"]), 1)
-    return mean, {size: int(count) for size, count in below}
+class Counted(NamedTuple):
+    """What the server counted so far."""
+
+    replies: float
+    batches: float
+    cpu_seconds: float
+
+
+def counted(url: str) -> Counted:
+    """Reads the server's own numbers."""
+    lines = asyncio.run(_get(url, "/metrics")).splitlines()
+    numbers = dict(line.rsplit(" ", 1) for line in lines if line.startswith("prefchat"))
+    return Counted(
+        float(numbers["prefchat_batch_size_sum"]),
+        float(numbers["prefchat_batch_size_count"]),
+        float(numbers["prefchat_cpu_seconds"]),
+    )
 
 
 def measure(given: argparse.Namespace, max_batch: int) -> dict:
@@ -116,11 +126,12 @@ def measure(given: argparse.Namespace, max_batch: int) -> dict:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = server.stdout.readline().split()[0]
-        before = _own_seconds()
+        before, own = counted(url), _own_seconds()
         seen = load(url, questions, given.clients, given.seconds)
-        used = (_own_seconds() - before) / (given.seconds + _WARM)
-        mean, below = batch_sizes(url)
+        own = _own_seconds() - own
+        after = counted(url)
         server.terminate()
+    replies = after.replies - before.replies
     ordered = sorted(seen.seconds)
     at = lambda share: 1e3 * ordered[math.ceil(share * len(ordered)) - 1]
     return {
@@ -129,9 +140,9 @@ def measure(given: argparse.Namespace, max_batch: int) -> dict:
         "p50_ms": at(0.5),
         "p99_ms": at(0.99),
         "errors": len(seen.errors),
-        "mean_batch": mean,
-        "batches_up_to": below,
-        "clients_cpu": used,
+        "mean_batch": replies / (after.batches - before.batches),
+        "server_cpu_ms": 1e3 * (after.cpu_seconds - before.cpu_seconds) / replies,
+        "client_cpu_ms": 1e3 * own / replies,
         "exit_code": server.returncode,
     }
 
@@ -158,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         console.print_json(data=found)
         return
     columns = ["max_batch", "replies_per_second", "p50_ms", "p99_ms", "errors"]
-    columns += ["mean_batch", "clients_cpu"]
+    columns += ["mean_batch", "server_cpu_ms", "client_cpu_ms"]
     rows = [[f"{row[name]:.4g}" for name in columns] for row in found]
     console.print(table(f"{given.clients} clients", columns, rows))
 

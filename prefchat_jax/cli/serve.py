@@ -35,7 +35,7 @@ class ServeFlags:
     """What clients must send [environment PREFCHAT_API_KEY; nothing]."""
     cors_origin: UseAppendAction[tuple[str, ...]] = ()
     """Another host's pages that may ask, as https://host; may be repeated."""
-    max_request_bytes: int = 2**20
+    max_request_bytes: int = 2**18
     """Of a body; more is refused."""
     timeout: float = 30.0
     """Seconds for a reply."""

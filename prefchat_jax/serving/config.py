@@ -34,7 +34,7 @@ class ServerSettings:
     created: int = 0
     api_key: str | None = None
     cors_origin: tuple[str, ...] = ()
-    max_request_bytes: int = 2**20
+    max_request_bytes: int = 2**18
     timeout: float = 30.0
     max_batch: int = 32
     max_waiting: int = 256

@@ -5,6 +5,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 
 import bisect
 import threading
+import time
 from collections.abc import Mapping, Sequence
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -101,9 +102,11 @@ class Metrics:
             "prefchat_feedback_total", "Preference pairs that were stored."
         )
         self.stored = Gauge("prefchat_stored_answers", "Answers in the database.")
+        self.cpu = Gauge("prefchat_cpu_seconds", "Processor time since the start.")
 
     def text(self) -> str:
         """Everything, as Prometheus reads it."""
+        self.cpu.set(time.process_time())
         lines = []
         for metric in vars(self).values():
             lines.append(f"# HELP {metric.name} {metric.about}")
