@@ -5,7 +5,6 @@ from sklearn.linear_model import LogisticRegression
 
 from prefchat_jax.calibration import (
     IDENTITY,
-    Platt,
     answer_threshold,
     calibrate,
     cautious_threshold,

@@ -287,7 +287,7 @@ def test_a_stale_or_damaged_cache_is_rebuilt(damage, own_run, bags):
     step = own_run.config()["last_epoch"]
     cached = np.load(own_run.path / snapshot.CACHE)
     assert json.loads(str(cached["metadata"]))["step"] == step
-    bias = params["head"]["base"]["bias"]
+    bias = load_model(own_run)[1]["head"]["base"]["bias"]
     np.testing.assert_array_equal(cached["classifier.head.base.bias"], bias)
 
 

@@ -56,7 +56,7 @@ def _spell_unions(config: type) -> None:
     """
     for name, hint in get_type_hints(config).items():
         if isinstance(hint, UnionType):
-            config.__annotations__[name] = Union.__getitem__(get_args(hint))
+            config.__annotations__[name] = Optional[get_args(hint)[0]]  # noqa: UP045
 
 
 def _hint(config: type, argv: Sequence[str]) -> str:
@@ -110,13 +110,26 @@ def _read_flags(config: type, path: pathlib.Path) -> list[str]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config holds `flag: value` lines.")
     known = {field.name for field in dataclasses.fields(config)}
+    repeated = _repeated(config)
     flags = []
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise UserError(f"{path}: no flag {key!r}: see the command's --help.")
-        flags += _flag(name, value)
+        several = value if name in repeated and isinstance(value, list) else [value]
+        for one in several:
+            flags += _flag(name, one)
     return flags
+
+
+def _repeated(config: type) -> set[str]:
+    """The flags that take one value and may be given again."""
+    hints = get_type_hints(config, include_extras=True)
+    return {
+        name
+        for name, hint in hints.items()
+        if tyro.conf.UseAppendAction in getattr(hint, "__metadata__", ())
+    }
 
 
 def _flag(name: str, value: Any) -> list[str]:
