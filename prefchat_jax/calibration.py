@@ -18,7 +18,7 @@ from prefchat_jax.tuning import choices, tune_weights
 if TYPE_CHECKING:
     from prefchat_jax.chat.session import Chat
 
-_MEASURED = 200  # Validation rows that are asked.
+_MEASURED = 1000  # Validation rows that are asked.
 _PRIOR, _PRIOR_ROWS = 0.5, 20  # Threshold before any row is asked: a coin's toss.
 _SACRIFICED = 0.05  # Share of in-scope rows that may be taken as out of scope.
 _LARGEST = 20.0  # Bound of the temperature, and of its inverse.

@@ -102,14 +102,6 @@ def test_platt_of_rows_that_say_little(rng):
     assert fit_platt(np.full(50, 0.5), relevance[:50] < 0.5).slope >= 0
 
 
-def test_platt_and_its_inverse():
-    platt = Platt(5.0, -2.0)
-    assert platt.probability(platt.relevance(0.7)) == pytest.approx(0.7)
-    assert (platt.relevance(0.0), platt.relevance(1.0)) == (0.0, 1.0)
-    flat = Platt(0.0, 0.0)
-    assert (flat.relevance(0.4), flat.relevance(0.6)) == (0.0, 1.0)
-
-
 def test_the_threshold_has_the_largest_gain():
     confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     right = np.array([True, True, False, True, False, False])

@@ -255,7 +255,7 @@ class Chat:
                 np.einsum("nf,nf->n", query.features[bags.ids], bags.weights),
                 vectors @ query.vector if len(query.vector) else nothing,
             )
-            found = evidence(pool, query.buckets, view.size + len(responses))
+            found = evidence(pool, query, view.size + len(responses))
             yield found | {"bucket": nothing}
 
     def pools(
@@ -268,7 +268,7 @@ class Chat:
         view = self._catalogue.view()
         for query in self._queries(self._asked(messages, histories)):
             pool = search(view, query, self._settings)
-            yield pool, evidence(pool, query.buckets, view.size)
+            yield pool, evidence(pool, query, view.size)
 
     def bucket_logits(self, contexts: Sequence[Context]) -> np.ndarray:
         """Logits, float32 `[n, C]`, before the temperature."""
@@ -332,6 +332,7 @@ class Chat:
                 dense(bags.ids[i], bags.weights[i], self._bits),
                 vectors[i],
                 fuse_buckets(probs[i], self._settings.top_labels),
+                self._featurizer.known(bags, i),
                 self._recent(one.history),
             )
             for i, one in enumerate(asked)
@@ -395,7 +396,7 @@ class Chat:
     def _terms(
         self, view: View, pool: Pool, query: Query, style: Style, creativity: float
     ) -> Terms:
-        found = evidence(pool, query.buckets, view.size)
+        found = evidence(pool, query, view.size)
         terms = weigh(found, self.calibration.weights)
         return terms | taste(
             pool,
