@@ -14,6 +14,7 @@ from test_store import BITS, answers, blob
 
 from prefchat_jax.chat import catalogue as module
 from prefchat_jax.chat import segment as segment_module
+from prefchat_jax.chat import vectors as vectors_module
 from prefchat_jax.chat.catalogue import Catalogue, save_segment, segment_path
 from prefchat_jax.chat.mapped import open_arrays, write_arrays
 from prefchat_jax.chat.segment import Segment
@@ -178,13 +179,19 @@ def _recall(rng, count, clusters):
     return found / 1000
 
 
+@pytest.fixture
+def many(monkeypatch):
+    """Already 20,000 vectors are many."""
+    monkeypatch.setattr(vectors_module, "_EXACT", 20_000)
+
+
 @pytest.mark.parametrize("clusters", [1, 300])
-def test_of_many_responses_nearly_all_neighbours_are_found(rng, clusters):
+def test_of_many_responses_nearly_all_neighbours_are_found(rng, many, clusters):
     """Also where there are no clusters at all."""
     assert _recall(rng, 30_000, clusters) >= (0.98 if clusters > 1 else 0.93)
 
 
-def test_cells_hold_each_vector_once(rng):
+def test_cells_hold_each_vector_once(rng, many):
     vectors = clustered(rng, 25_000, 16)
     index = VectorIndex.build(vectors)
     np.testing.assert_array_equal(np.sort(index.rows), np.arange(len(vectors)))
@@ -332,9 +339,9 @@ DAMAGE = [
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__[1:])
 def test_a_sidecar_that_does_not_fit_is_not_used(store, damage):
     save_segment(store, BITS)
-    assert module._saved(store, BITS) is not None
+    assert module.saved_view(store, BITS) is not None
     damage(segment_path(store.path))
-    assert module._saved(store, BITS) is None
+    assert module.saved_view(store, BITS) is None
     assert entries(Catalogue(store, BITS).view()) == fresh(store)
 
 
@@ -346,7 +353,7 @@ def test_the_sidecar_of_another_store_is_not_used(store, tmp_path):
         other.add(answers([(f"question {i}", f"unlike {i % 7}") for i in range(40)]))
         save_segment(other, BITS)
         segment_path(store.path).replace(segment_path(other.path))
-        assert module._saved(other, BITS) is None
+        assert module.saved_view(other, BITS) is None
 
 
 def test_a_mapped_file_may_be_replaced(store):

@@ -14,8 +14,8 @@ import numpy as np
 
 from prefchat_jax.text.words import top
 
-_EXACT = 20_000  # Vectors up to which all are compared.
-_PROBED = 0.3  # Share of more vectors that is compared.
+_EXACT = 50_000  # Vectors up to which all are compared: about 1 ms.
+_PROBED = 0.25  # Share of more vectors that is compared.
 _SAMPLE = 20  # Vectors for each centre from which the centres are found,
 _ROUNDS = 8  # in so many steps.
 _BLOCK = 4_096  # Vectors that are compared with all centres at once.
