@@ -19,6 +19,7 @@ LAYERS = [
     "training",
     "inference",
     "chat",
+    "serving",
     "baselines",
     "evaluation",
     "indexing",

@@ -23,6 +23,8 @@ class Query(NamedTuple):
       features: float32 `[2**bits]` of the message with its context.
       vector: float32 `[d]` from the response scorer; d is 0 without one.
       buckets: float32 `[C]` probabilities; 0 for a bucket that does not count.
+      known: the share of the message, in [0, 1], that training has seen: how far
+        the classifier and the scorer can be asked about it.
       recent: float32 `[k, 2**bits]` features of the last replies.
     """
 
@@ -30,6 +32,7 @@ class Query(NamedTuple):
     features: np.ndarray
     vector: np.ndarray
     buckets: np.ndarray
+    known: float
     recent: np.ndarray
 
 

@@ -4,10 +4,12 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import operator
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_type_hints
 
 import msgspec
 import tyro
@@ -26,6 +28,7 @@ def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
     """
     from_file, argv = _config_flags(config, list(argv))
     help_wanted = any(arg in ("-h", "--help") for arg in argv)
+    _spell_unions(config)
     errors = io.StringIO()
     capture = (
         contextlib.nullcontext() if help_wanted else contextlib.redirect_stderr(errors)
@@ -44,6 +47,17 @@ def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
             raise
         message = _first_paragraph(errors.getvalue(), command)
         raise UserError(_hint(config, argv) + message) from None
+
+
+def _spell_unions(config: type) -> None:
+    """Writes `X | None` as `Union[X, None]`, which means the same.
+
+    tyro checks defaults of the first by typeguard, and importing that takes as long
+    as importing NumPy.
+    """
+    for name, hint in get_type_hints(config).items():
+        if isinstance(hint, UnionType):
+            config.__annotations__[name] = operator.getitem(Union, get_args(hint))
 
 
 def _hint(config: type, argv: Sequence[str]) -> str:
@@ -97,13 +111,26 @@ def _read_flags(config: type, path: pathlib.Path) -> list[str]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config holds `flag: value` lines.")
     known = {field.name for field in dataclasses.fields(config)}
+    repeated = _repeated(config)
     flags = []
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise UserError(f"{path}: no flag {key!r}: see the command's --help.")
-        flags += _flag(name, value)
+        several = value if name in repeated and isinstance(value, list) else [value]
+        for one in several:
+            flags += _flag(name, one)
     return flags
+
+
+def _repeated(config: type) -> set[str]:
+    """The flags that take one value and may be given again."""
+    hints = get_type_hints(config, include_extras=True)
+    return {
+        name
+        for name, hint in hints.items()
+        if tyro.conf.UseAppendAction in getattr(hint, "__metadata__", ())
+    }
 
 
 def _flag(name: str, value: Any) -> list[str]:

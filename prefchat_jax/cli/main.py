@@ -17,6 +17,7 @@ COMMANDS = {
     "build": "many JSONL corpora to one clean corpus and a report",
     "finetune": "train on your JSONL corpus and write a run directory",
     "chat": "talk to a run",
+    "serve": "a run behind an HTTP interface that chat clients know",
     "evaluate": "accuracy, macro-F1, replies and refusals on a JSONL file",
     "index": "add stored replies to a run, without training",
     "export": "the parameters of a run as safetensors or npz",

@@ -1,0 +1,1 @@
+"""Serving: a run behind an HTTP interface that chat clients know."""

@@ -1,0 +1,76 @@
+"""The server: a socket, an application, and a graceful end."""
+
+import contextlib
+import math
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+
+from prefchat_jax.errors import UserError
+
+_KEEP_ALIVE = 75  # Seconds; clients that pool connections give them up before.
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes any free one.
+
+    Raises:
+      UserError: the port is taken or not allowed, or the host is not one's own.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: {error.strerror or error}. Choose another."
+        ) from error
+
+
+def address(sock: socket.socket) -> str:
+    """Where a socket listens, as a URL."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(app: Starlette, *, timeout: float) -> uvicorn.Server:
+    """A server whose end waits for what is in flight, at most `timeout` twice."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            loop="asyncio",
+            http="h11",
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=math.ceil(2 * timeout) + 1,
+        )
+    )
+
+
+def run(app: Starlette, sock: socket.socket, *, timeout: float) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is in flight."""
+    with _expected_stop():
+        make_server(app, timeout=timeout).run(sockets=[sock])
+
+
+@contextlib.contextmanager
+def _expected_stop() -> Iterator[None]:
+    """A stop by a signal is no failure, though uvicorn raises it again at the end."""
+    before = {number: signal.signal(number, _nothing) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _nothing(number: int, frame: object) -> None:
+    return
