@@ -18,8 +18,9 @@ from prefchat_jax.tuning import choices, tune_weights
 if TYPE_CHECKING:
     from prefchat_jax.chat.session import Chat
 
-_MEASURED = 200  # Validation rows that are asked.
+_MEASURED = 1000  # Validation rows that are asked.
 _PRIOR, _PRIOR_ROWS = 0.5, 20  # Threshold before any row is asked: a coin's toss.
+_EVEN = 0.5  # From here on a reply is more often right than wrong.
 _SACRIFICED = 0.05  # Share of in-scope rows that may be taken as out of scope.
 _LARGEST = 20.0  # Bound of the temperature, and of its inverse.
 
@@ -188,7 +189,7 @@ def calibrate(
       Of the classifier, if it has rows: `temperature`, and `min_probability`,
       below which a bucket counts as out of scope. Of the replies, if there are:
       `confidence` (`slope`, `offset`), and `min_confidence`, which is compared
-      with the probability that they give, and not with the relevance.
+      with the probability that they give.
     """
     found: dict[str, Any] = {}
     if logits is not None and labels is not None and len(logits):
@@ -202,9 +203,7 @@ def calibrate(
         # Without a right reply, as where each row has its own, nothing is known.
         platt = fit_platt(relevance, is_right) if np.any(is_right) else IDENTITY
         found["confidence"] = platt._asdict()
-        found["min_confidence"] = cautious_threshold(
-            platt.probability(relevance), is_right
-        )
+        found["min_confidence"] = _EVEN
     return found
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.inference import Inference
 from prefchat_jax.models.classifier import ModelConfig, Params, init_params
+from prefchat_jax.text.dialogue import Example
 from prefchat_jax.text.features import HASH_VERSION
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import fingerprint, load_model
@@ -207,8 +209,14 @@ def _write_description(
             "weights_fingerprint": start_hash,
             "train_rows": len(corpus.train_rows),
             "val_rows": len(corpus.val_rows),
+            "history": _history_share(corpus.train_rows),
         },
     )
+
+
+def _history_share(rows: Sequence[Example]) -> float:
+    """The share of rows with earlier turns, which tells chat how to read its own."""
+    return sum(len(row.context) > 1 for row in rows) / max(len(rows), 1)
 
 
 def _check_same_run(

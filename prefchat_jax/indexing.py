@@ -1,5 +1,6 @@
 """Indexing: answered questions into the store of a run."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from prefchat_jax.chat.sqlite_store import SqliteStore
 from prefchat_jax.chat.store import NO_BUCKET
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
-from prefchat_jax.files import write_aside
 from prefchat_jax.inference import Inference
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.run_directory import RunDirectory
@@ -57,13 +57,11 @@ def index(
     if not path.exists():
         build_store(path, inference, rows)
     else:
-        store = SqliteStore.open(path, fingerprint=inference.fingerprint)
-        add_examples(store, inference, rows)
-        store.close()
+        with open_store(path, inference) as store:
+            add_examples(store, inference, rows)
         finish_store(path, inference)
-    store = SqliteStore.open(path, fingerprint=inference.fingerprint)
-    total = len(store)
-    store.close()
+    with open_store(path, inference) as store:
+        total = len(store)
     return len(rows), total
 
 
@@ -71,11 +69,8 @@ def build_store(
     path: pathlib.Path, inference: Inference, rows: Sequence[tuple[Example, int]]
 ) -> None:
     """Writes a new store with these rows, all or nothing."""
-    with write_aside(path) as aside:
-        aside.unlink()  # SQLite makes the file itself.
-        store = SqliteStore.create(aside, fingerprint=inference.fingerprint)
+    with SqliteStore.build(path, fingerprint=inference.fingerprint) as store:
         add_examples(store, inference, rows)
-        store.close()
     finish_store(path, inference)
 
 
@@ -93,7 +88,8 @@ def add_examples(
 def is_store_of(path: pathlib.Path, inference: Inference) -> bool:
     """Whether a store is there already and belongs to this checkpoint."""
     try:
-        SqliteStore.open(path, fingerprint=inference.fingerprint).close()
+        with open_store(path, inference):
+            pass
     except UserError:
         return False
     return True
@@ -101,7 +97,15 @@ def is_store_of(path: pathlib.Path, inference: Inference) -> bool:
 
 def finish_store(path: pathlib.Path, inference: Inference) -> None:
     """Makes the next search and the next start fast."""
-    store = SqliteStore.open(path, fingerprint=inference.fingerprint)
-    store.optimize()
-    save_segment(store, inference.featurizer.config.bits)
-    store.close()
+    with open_store(path, inference) as store:
+        store.optimize()
+        save_segment(store, inference.featurizer.config.bits)
+
+
+def open_store(
+    path: pathlib.Path, inference: Inference
+) -> contextlib.closing[SqliteStore]:
+    """The store of this checkpoint, closed by `with`; `UserError` if it is not."""
+    bits = inference.featurizer.config.bits
+    store = SqliteStore.open(path, fingerprint=inference.fingerprint, bits=bits)
+    return contextlib.closing(store)

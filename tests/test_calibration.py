@@ -5,7 +5,6 @@ from sklearn.linear_model import LogisticRegression
 
 from prefchat_jax.calibration import (
     IDENTITY,
-    Platt,
     answer_threshold,
     calibrate,
     cautious_threshold,
@@ -100,14 +99,6 @@ def test_platt_of_rows_that_say_little(rng):
     assert found.slope == 0
     assert found.probability(0.3) == pytest.approx(np.mean(relevance < 0.5), abs=0.02)
     assert fit_platt(np.full(50, 0.5), relevance[:50] < 0.5).slope >= 0
-
-
-def test_platt_and_its_inverse():
-    platt = Platt(5.0, -2.0)
-    assert platt.probability(platt.relevance(0.7)) == pytest.approx(0.7)
-    assert (platt.relevance(0.0), platt.relevance(1.0)) == (0.0, 1.0)
-    flat = Platt(0.0, 0.0)
-    assert (flat.relevance(0.4), flat.relevance(0.6)) == (0.0, 1.0)
 
 
 def test_the_threshold_has_the_largest_gain():

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import quick
@@ -18,6 +19,7 @@ from prefchat_jax.cli.main import COMMANDS, main
 from prefchat_jax.errors import UserError
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training import catalogue
+from prefchat_jax.training.checkpoints import load_scorer
 from prefchat_jax.training.config import FinetuneConfig
 
 SEED_FINETUNE = (
@@ -131,6 +133,12 @@ WRONG_VALUES = {
     "extra_expansion_dim": "8",
     "third_expansion_dim": "8",
     "max_candidates_per_bucket": "0",
+    "scorer_epochs": "-1",
+    "scorer_width": "0",
+    "scorer_batch_size": "1",
+    "scorer_lr": "0",
+    "scorer_group_estimator": "mean",
+    "scorer_hard_negatives": "-1",
     "seed": "-1",
     "device": "npu",
     "nonsense": "1",
@@ -208,6 +216,29 @@ CHANGES = {
     "seed": 3,
     "split_mode": "random",
 }
+# What trains the scorer, and nothing else.
+SCORER_CHANGES = {
+    "scorer_epochs": 1,
+    "scorer_width": 32,
+    "scorer_batch_size": 7,
+    "scorer_lr": 1e-3,
+    "scorer_group_estimator": "epo",
+    "scorer_hard_negatives": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCORER_CHANGES)
+def test_each_flag_of_the_scorer_changes_the_scorer_alone(
+    name, run, corpus_path, tmp_path
+):
+    changed = quick(corpus_path, tmp_path / "a", **{name: SCORER_CHANGES[name]})
+    result = finetune(changed)
+    (shape, params), (old_shape, old) = map(load_scorer, (result.run, run.run))
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(old), strict=True)
+    same = all(np.array_equal(new, before) for new, before in pairs)
+    assert shape != old_shape or not same
+    assert result.fit.history[-1]["eval_loss"] == run.fit.history[-1]["eval_loss"]
 
 
 @pytest.mark.slow

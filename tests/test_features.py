@@ -137,3 +137,48 @@ def test_history_is_read_in_three_forms_and_no_other():
     for bad in (["text"], [{"role": "user"}], [("robot", "x")]):
         with pytest.raises(ValueError, match="role"):
             as_context("b", bad)
+
+
+def test_the_rows_of_a_dialogue_equal_each_row_alone(rng):
+    """Turns that rows share are hashed once, and nothing else changes: bit for bit."""
+    words = ["alpha", "beta", "gamma", "delta", "straße", "x\0y", "", "ΣΑΣ"]
+    text = lambda: " ".join(rng.choice(words, int(rng.integers(0, 40))))
+    turns = [Turn(("user", "assistant")[i % 2], text()) for i in range(40)]
+    contexts = [
+        turns[first : first + 1 + i % 11] for i in range(60) for first in (0, i % 29)
+    ]
+    contexts.append([])
+    config = FeatureConfig(bits=12, max_features=24)
+    featurizer = Featurizer.fit([c for c in contexts if c], config)
+    together = featurizer(contexts)
+    for row, context in enumerate(contexts):
+        np.testing.assert_array_equal(together.ids[row], featurizer([context]).ids[0])
+        weights = featurizer([context]).weights[0]
+        np.testing.assert_array_equal(together.weights[row], weights)
+
+
+def test_equal_weights_are_ordered_by_id_where_a_text_is_cut():
+    config = FeatureConfig(bits=12, max_features=7, char_ngrams=())
+    flat = Featurizer(config, np.ones(2**12, np.float32), np.zeros(2**12, np.int32))
+    bag = flat.texts(["one two three four five six seven eight nine"])
+    everything = dataclasses.replace(config, max_features=99)
+    full = dataclasses.replace(flat, config=everything)
+    ids = full.texts(["one two three four five six seven eight nine"]).ids[0]
+    np.testing.assert_array_equal(bag.ids[0], np.sort(ids[ids > 0])[:7])
+
+
+def test_scorer_rows_are_what_questions_and_distinct_replies_hold_twice():
+    contexts = [(Turn("user", text),) for text in ("red fox", "blue fox")]
+    replies = ["red hen", "red hen", "grey owl"]
+    config = FeatureConfig(bits=14, char_ngrams=())
+    featurizer = Featurizer.fit(contexts, config, replies)
+    plain = Featurizer.fit(contexts, config)
+    assert plain.scorer_rows is None and plain.num_scorer_rows == 0
+    for name in ("idf", "rows"):
+        np.testing.assert_array_equal(getattr(featurizer, name), getattr(plain, name))
+    known = lambda word: featurizer.scorer_embedded(featurizer.texts([word])).ids.max()
+    assert known("fox") and known("red")
+    assert not known("hen") and not known("owl") and not known("blue")
+    assert featurizer.scorer_rows.max() == 2 and featurizer.num_scorer_rows == 256
+    later = plain.with_scorer(contexts, replies)
+    np.testing.assert_array_equal(later.scorer_rows, featurizer.scorer_rows)

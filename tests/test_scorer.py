@@ -10,7 +10,6 @@ import pytest
 from conftest import quick
 
 from prefchat_jax import losses
-from prefchat_jax.cli.main import main
 from prefchat_jax.datasets.negatives import lexical_negatives
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.datasets.sampling import EpochPlan
@@ -133,11 +132,8 @@ def test_softmax_over_logistic_is_cross_entropy_over_the_batch(rng):
     same = (NUMBERS[:, None] == NUMBERS) & ~np.eye(5, dtype=bool)
     masked = jnp.where(same, -jnp.inf, scores)
     own = jnp.arange(5)
-    forward = optax.softmax_cross_entropy_with_integer_labels(masked, own)
-    back = optax.softmax_cross_entropy_with_integer_labels(masked.T, own)
-    np.testing.assert_allclose(
-        _loss(scores, losses.softmax), (forward + back) / 2, rtol=1e-5
-    )
+    wanted = optax.softmax_cross_entropy_with_integer_labels(masked, own)
+    np.testing.assert_allclose(_loss(scores, losses.softmax), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("group", [losses.hardest, losses.pairwise_mean])
@@ -155,11 +151,8 @@ def test_hard_negatives_and_empty_places_by_loops(group, rng):
             for j, number in enumerate(candidates)
             if j != 4 and number >= 0 and number != NUMBERS[i]
         ]
-        to_responses = reduce([cost(scores[i, i] - scores[i, j]) for j in wrong])
-        to_contexts = reduce(
-            [cost(scores[i, i] - scores[j, i]) for j in wrong if j < 4]
-        )
-        np.testing.assert_allclose(got[i], (to_responses + to_contexts) / 2, rtol=1e-5)
+        wanted = reduce([cost(scores[i, i] - scores[i, j]) for j in wrong])
+        np.testing.assert_allclose(got[i], wanted, rtol=1e-5)
     assert got[4] == 0
 
 
@@ -232,7 +225,7 @@ REPLIES = [
     "we pay refunds in nine days",
     "our shop opens at nine",
     "reset your password here",
-    "we pay refunds in five days!",
+    "WE PAY refunds in five days",
 ]
 
 
@@ -384,7 +377,7 @@ def test_weights_start_at_the_scorer_of_the_source(run, corpus_path, tmp_path):
         finetune(wide)
 
 
-def test_a_truncated_scorer_is_one_line(run, tmp_path, capsys):
+def test_a_truncated_scorer_is_one_line(run, tmp_path):
     broken = RunDirectory(shutil.copytree(run.run.path, tmp_path / "broken"))
     step = broken.checkpoints / str(broken.last_step())
     shutil.rmtree(step / "scorer")
@@ -392,36 +385,9 @@ def test_a_truncated_scorer_is_one_line(run, tmp_path, capsys):
         load_scorer(broken)
 
 
-CHANGES = {
-    "scorer_epochs": 1,
-    "scorer_width": 32,
-    "scorer_batch_size": 7,
-    "scorer_lr": 1e-3,
-    "scorer_group_estimator": "epo",
-    "scorer_hard_negatives": 1,
-    "seed": 3,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CHANGES)
-def test_each_flag_changes_the_scorer(name, run, corpus_path, tmp_path):
-    changed = quick(corpus_path, tmp_path / "a", epochs=1, **{name: CHANGES[name]})
-    shape, params = load_scorer(finetune(changed).run)
-    plain_shape, plain = load_scorer(run.run)
-    assert shape != plain_shape or not _equal(params, plain)
-
-
 def test_the_scorer_does_not_read_validation_rows(corpus_path, tmp_path):
-    """A word that only validation rows hold gets no row in the table."""
     result = finetune(quick(corpus_path, tmp_path / "v", epochs=1))
     assert len(result.corpus.val_rows)
     trained = {e.response for e in result.corpus.train_rows}
     assert len(result.corpus.scored.responses.ids) == len(trained)
     assert len(result.corpus.scored.contexts.ids) == len(result.corpus.train_rows)
-
-
-def test_a_batch_of_one_row_is_refused(corpus_path, tmp_path, capsys):
-    argv = ["finetune", "--data", str(corpus_path), "--output", str(tmp_path / "o")]
-    assert main([*argv, "--scorer_batch_size", "1"]) == 2
-    assert "--scorer_batch_size 1: must be at least 2" in capsys.readouterr().err

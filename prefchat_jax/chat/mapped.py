@@ -4,9 +4,11 @@ A header in JSON, then the arrays as they lie in memory. Processes that open the
 same file share its pages, and only what is touched is loaded.
 """
 
+import math
+import mmap
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -54,21 +56,27 @@ def open_arrays(
     """Maps the arrays of a file, and reads its strings; None if it is damaged."""
     try:
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                return None
-            length = int.from_bytes(file.read(8), "little")
-            header = msgspec.json.decode(file.read(length), type=_Header)
-        data = -(-(len(_MAGIC) + 8 + length) // _ALIGN) * _ALIGN
-        return {
-            name: _map(path, place, data) for name, place in header.arrays.items()
-        }, header.meta
-    except (OSError, ValueError, msgspec.DecodeError):
+            # One map for all: the file may be replaced at any time.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if mapped[: len(_MAGIC)] != _MAGIC:
+            return None
+        begin = len(_MAGIC) + 8
+        length = int.from_bytes(mapped[len(_MAGIC) : begin], "little")
+        header = msgspec.json.decode(mapped[begin : begin + length], type=_Header)
+        data = -(-(begin + length) // _ALIGN) * _ALIGN
+        views = {
+            name: _view(mapped, place, data) for name, place in header.arrays.items()
+        }
+    except (OSError, ValueError, TypeError, OverflowError, msgspec.MsgspecError):
         return None
+    return views, header.meta
 
 
-def _map(path: pathlib.Path, place: _Place, data: int) -> Any:
-    if 0 in place.shape:  # Nothing can be mapped.
+def _view(mapped: mmap.mmap, place: _Place, data: int) -> np.ndarray:
+    count = math.prod(place.shape)
+    if place.start < 0 or count < 0:
+        raise ValueError("An array begins before the file.")
+    if count == 0:  # There may be nothing behind the header.
         return np.zeros(place.shape, place.dtype)
-    start = data + place.start
-    # A plain view: the checks of `memmap` cost more than small look-ups.
-    return np.asarray(np.memmap(path, place.dtype, "r", start, place.shape))
+    flat = np.frombuffer(mapped, place.dtype, count, data + place.start)
+    return flat.reshape(place.shape)

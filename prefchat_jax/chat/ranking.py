@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from prefchat_jax.chat.config import RelevanceWeights
-from prefchat_jax.chat.search import Pool
+from prefchat_jax.chat.search import Pool, Query
 from prefchat_jax.chat.store import NO_BUCKET
 from prefchat_jax.chat.styles import StyleWeights
 from prefchat_jax.text.packed import PackedBags
@@ -36,27 +36,29 @@ def fuse_buckets(probs: np.ndarray, top_labels: int) -> np.ndarray:
     return fused
 
 
-def evidence(pool: Pool, bucket_scores: np.ndarray, stored: int) -> Terms:
+def evidence(pool: Pool, query: Query, stored: int) -> Terms:
     """The terms of relevance before they are weighted, float32 `[n]` in [0, 1].
 
-    BM25 scores grow with the logarithm of the number of stored entries, and so
+    A classifier is as sure of a message of words that it never saw as of any
+    other: what the two models say counts by the share of the message that they
+    know. BM25 scores grow with the logarithm of the number of stored entries, and so
     does what they are compared with: a middling match is near one half in any
     store.
 
     Args:
       pool: the candidates.
-      bucket_scores: `[C]` from `fuse_buckets`.
+      query: what the candidates are for.
       stored: number of stored entries.
     """
     words = pool.words / (pool.words + np.float32(1.25 * np.log(stored + 2)))
-    scorer = np.maximum(pool.scorer, 0)
+    scorer = np.float32(query.known) * np.maximum(pool.scorer, 0)
     text = words + pool.question + pool.response + scorer
     return {
         "words": words,
         "question": pool.question,
         "response": pool.response,
         "scorer": scorer,
-        "bucket": _bucket_evidence(pool.buckets, bucket_scores, text),
+        "bucket": _bucket_evidence(pool.buckets, query.known * query.buckets, text),
     }
 
 

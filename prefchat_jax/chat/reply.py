@@ -57,3 +57,92 @@ class Reply:
         best = self.candidates[0]
         parts = [f"{k} {v:+.2f}" for k, v in best.terms.items() if abs(v) >= 0.005]
         return f"{' '.join(parts)}; nearest stored question: {best.question!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A reply with everything that led to it; `str` of it is plain aligned text.
+
+    Attributes:
+      reply: the best reply.
+      searched: the texts that were searched for, with how much each counts; the
+        message itself is the last one and counts 1.
+      earlier: turns before the message; those that are not in `searched` did not
+        count.
+      probabilities: of all buckets, most probable first; they sum to 1.
+      candidates: the ten best stored answers, by score.
+      confidences: of the candidates; the reply is refused if its own is below
+        `threshold`.
+      threshold: see `confidences`.
+      considered: stored entries that were ranked.
+    """
+
+    reply: Reply
+    searched: tuple[tuple[str, float], ...]
+    earlier: int
+    probabilities: dict[str, float]
+    candidates: tuple[Candidate, ...]
+    confidences: tuple[float, ...]
+    threshold: float
+    considered: int
+
+    @property
+    def buckets(self) -> dict[str, float]:
+        """The ten most probable buckets."""
+        return dict(list(self.probabilities.items())[:10])
+
+    @property
+    def summary(self) -> list[str]:
+        """Lines: what was said and why, and what was searched for."""
+        reply = self.reply
+        counted = len(self.searched) - 1
+        verdict = "below" if reply.abstained else "at or above"
+        lines = [
+            f"reply      {' '.join(reply.text.split())}",
+            f"decision   {'refused' if reply.abstained else 'answered'}: confidence "
+            f"{reply.confidence:.3f} {verdict} the threshold {self.threshold:.3f}",
+            f"style      {reply.style}",
+            f"ranked     {self.considered} entries in {reply.milliseconds:.1f} ms",
+            f"history    {counted} of {self.earlier} earlier turns count",
+        ]
+        return lines + [
+            f"searched   {weight:.3f} {' '.join(text.split())}"
+            for text, weight in self.searched
+        ]
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and cells of the candidates: score, confidence, terms, texts."""
+        names = list(self.candidates[0].terms) if self.candidates else []
+        heads = ["", "score", "confidence", *names]
+        heads += ["its bucket", "its question", "its response"]
+        cells = [
+            [
+                str(number),
+                f"{candidate.score:.3f}",
+                f"{confidence:.3f}",
+                *(f"{candidate.terms[name]:+.3f}" for name in names),
+                candidate.bucket or "-",
+                " ".join(candidate.question.split()),
+                " ".join(candidate.response.split()),
+            ]
+            for number, (candidate, confidence) in enumerate(
+                zip(self.candidates, self.confidences, strict=True), 1
+            )
+        ]
+        return heads, cells
+
+    def __str__(self) -> str:
+        wide = max(map(len, self.buckets), default=0)
+        buckets = [f"  {name:<{wide}}  {p:.3f}" for name, p in self.buckets.items()]
+        heads, cells = self.rows()
+        table = [heads, *([text[:40] for text in row] for row in cells)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        texts = len(heads) - 3  # The last three columns are text, the others numbers.
+        lines = [
+            "  ".join(
+                text.ljust(width) if i >= texts else text.rjust(width)
+                for i, (text, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in table
+        ]
+        return "\n".join([*self.summary, "buckets", *buckets, "candidates", *lines])

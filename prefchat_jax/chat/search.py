@@ -1,14 +1,15 @@
 """Search: the stored answers that are worth ranking, by words, vector and bucket."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from prefchat_jax.chat.catalogue import View
+from prefchat_jax.chat.catalogue import Part, View
 from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.chat.segment import Segment
 from prefchat_jax.text.packed import PackedBags
-from prefchat_jax.text.words import WordQuery, top
+from prefchat_jax.text.words import WordQuery, telling, top
 
 # A match in the response tells more than one in the question: few questions
 # are asked twice in the same words.
@@ -23,6 +24,8 @@ class Query(NamedTuple):
       features: float32 `[2**bits]` of the message with its context.
       vector: float32 `[d]` from the response scorer; d is 0 without one.
       buckets: float32 `[C]` probabilities; 0 for a bucket that does not count.
+      known: the share of the message, in [0, 1], that training has seen: how far
+        the classifier and the scorer can be asked about it.
       recent: float32 `[k, 2**bits]` features of the last replies.
     """
 
@@ -30,6 +33,7 @@ class Query(NamedTuple):
     features: np.ndarray
     vector: np.ndarray
     buckets: np.ndarray
+    known: float
     recent: np.ndarray
 
 
@@ -68,41 +72,45 @@ def search(view: View, query: Query, settings: ChatSettings) -> Pool:
     with the best words and with the nearest vectors, and the most frequent
     responses of the probable buckets.
     """
-    pools = [
-        _search_segment(view, number, query, settings)
-        for number in range(len(view.segments))
-    ]
-    if not pools:
+    if not view.parts:
         return _empty(query)
+    questions = telling(query.words, [s.question_words for s in view.segments])
+    responses = telling(query.words, [s.response_words for s in view.segments])
+    pools = [
+        _search_part(part, query, questions, responses, settings) for part in view.parts
+    ]
+    if len(pools) == 1:
+        return pools[0]
     bags = PackedBags.concatenate([pool.response_bags for pool in pools])
     columns = [np.concatenate(c) for c in zip(*(p[:-1] for p in pools), strict=True)]
-    return Pool(*columns, bags)
+    return Pool._make([*columns, bags])
 
 
-def _search_segment(
-    view: View, number: int, query: Query, settings: ChatSettings
+def _search_part(
+    part: Part,
+    query: Query,
+    question_words: WordQuery,
+    response_words: WordQuery,
+    settings: ChatSettings,
 ) -> Pool:
-    segment, alive = view.segments[number], view.alive[number]
-    others = [s for i, s in enumerate(view.segments) if i != number]
-    in_questions = segment.question_words.scores(
-        query.words, among=[other.question_words for other in others]
-    )
-    in_responses = segment.response_words.scores(
-        query.words, among=[other.response_words for other in others]
-    )
+    segment, limit = part.segment, settings.db_top_k
+    in_questions = segment.question_words.sums(question_words)
+    in_responses = segment.response_words.sums(response_words)
+    if part.alive is not None:
+        in_questions *= part.alive
+        in_responses *= part.responses
     likely = np.flatnonzero(query.buckets)
     routed = likely if settings.pool_mode == "topk" else None
+    pooled = settings.max_candidates_per_bucket or 64
+    there = part.responses
     responses = np.concatenate(
         [
-            top(in_responses, settings.db_top_k // 2),
-            segment.nearest(query.vector, settings.db_top_k // 2, routed),
-            segment.of_buckets(likely, settings.max_candidates_per_bucket or 64),
+            top(in_responses, limit // 2),
+            segment.nearest(query.vector, limit // 2, buckets=routed, alive=there),
+            segment.of_buckets(likely, pooled, alive=there),
         ]
     )
-    entries = np.union1d(
-        top(in_questions, settings.db_top_k), segment.best_entries[responses]
-    )
-    entries = entries[alive[entries]]
+    entries = np.union1d(top(in_questions, limit), part.best_entries[responses])
     if routed is not None:
         entries = entries[np.isin(segment.buckets[entries], [-1, *likely])]
     rows = segment.rows[entries]
@@ -122,19 +130,19 @@ def _search_segment(
 
 
 def _scorer(segment: Segment, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    if not len(vector) or not segment.vectors.shape[1]:
+    if not len(vector) or segment.vectors.shape[1] != len(vector):
         return np.zeros(len(rows), np.float32)
-    return segment.match(rows, vector @ segment.components)
+    return segment.match(rows, vector)
 
 
 def _repeat(bags: PackedBags, recent: np.ndarray) -> np.ndarray:
     nothing = np.zeros(len(bags.offsets) - 1, np.float32)
-    return np.max([nothing, *map(bags.products, recent)], axis=0)
+    return functools.reduce(np.maximum, map(bags.products, recent), nothing)
 
 
 def _empty(query: Query) -> Pool:
     none = np.zeros(0, np.float32)
     bags = PackedBags(np.zeros(1, np.int64), np.zeros(0, np.uint16), none)
     ids = np.zeros(0, np.int64)
-    numbers = ids, ids, np.zeros(0, np.int32)
-    return Pool(*numbers, *[none] * 5, np.zeros((0, 0), np.float32), bags)
+    numbers = [ids, ids, np.zeros(0, np.int32)]
+    return Pool._make([*numbers, *[none] * 5, np.zeros((0, 0), np.float32), bags])

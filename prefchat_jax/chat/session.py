@@ -5,6 +5,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from prefchat_jax.chat.answers import as_answers
 from prefchat_jax.chat.catalogue import Catalogue, View
 from prefchat_jax.chat.cleanup import clean
 from prefchat_jax.chat.config import Calibration, ChatSettings, RelevanceWeights
+from prefchat_jax.chat.follow_up import counted, learnt_history, may_lean
 from prefchat_jax.chat.ranking import (
     RELEVANCE,
     Terms,
@@ -24,7 +26,7 @@ from prefchat_jax.chat.ranking import (
     total,
     weigh,
 )
-from prefchat_jax.chat.reply import Candidate, Reply
+from prefchat_jax.chat.reply import Candidate, Explanation, Reply
 from prefchat_jax.chat.search import RESPONSE_WORDS, Pool, Query, search
 from prefchat_jax.chat.sqlite_store import SqliteStore
 from prefchat_jax.chat.store import NO_BUCKET, Entry
@@ -46,6 +48,7 @@ from prefchat_jax.training.run_directory import RunDirectory
 
 _SHOWN = 5  # Candidates that a reply carries,
 _DIVERSE = 16  # chosen among so many.
+_EXPLAINED = 10  # Candidates of an explanation.
 _RECENT = 4  # Earlier replies that a new one should not repeat.
 
 Message = Turn | tuple | dict
@@ -69,6 +72,7 @@ class Chat:
         store: SqliteStore,
         settings: ChatSettings,
         calibration: Calibration,
+        history_share: float | None = None,
     ):
         self.calibration = calibration
         self.names = names
@@ -77,6 +81,7 @@ class Chat:
         self._featurizer = inference.featurizer
         self._bits = inference.featurizer.config.bits
         self._settings = settings
+        self._learnt_history = learnt_history(history_share)
         self._catalogue = Catalogue(store, self._bits)
 
     @classmethod
@@ -104,12 +109,17 @@ class Chat:
         config = directory.config()
         inference = Inference.load(directory, device=device)
         path = pathlib.Path(database) if database else directory.store
-        store = SqliteStore.open(path, fingerprint=inference.fingerprint)
+        store = SqliteStore.open(
+            path,
+            fingerprint=inference.fingerprint,
+            bits=inference.featurizer.config.bits,
+        )
         names = [str(bucket["name"]) for bucket in directory.read_json("labels.json")]
         pooled = config["finetune"]["max_candidates_per_bucket"]
         if settings.max_candidates_per_bucket is None:
             settings = dataclasses.replace(settings, max_candidates_per_bucket=pooled)
-        return cls(inference, names, store, settings, _read_calibration(config))
+        calibration, share = _read_calibration(config), config.get("history")
+        return cls(inference, names, store, settings, calibration, share)
 
     def reply(
         self,
@@ -126,7 +136,8 @@ class Chat:
         Args:
           message: what the user says.
           history: earlier turns, oldest first: `(role, content)`, `Turn`, or
-            `{"role": ..., "content": ...}`.
+            `{"role": ..., "content": ...}`. A run whose training rows had none
+            reads them only where the message needs them (chat/follow_up.py).
           style: `auto` reads it from the message.
           creativity: in [0, 1]; moves weight to less obvious replies.
           temperature: 0 gives the best reply, above it one of the best is drawn.
@@ -158,15 +169,54 @@ class Chat:
         manner = _Manner(style, creativity, temperature, seed)
         start = time.perf_counter()
         view = self._catalogue.view()
-        queries = self._queries(messages, histories)
+        asked = self._asked(messages, histories)
+        queries = self._queries(asked)
         shared = (time.perf_counter() - start) / max(len(messages), 1)
         replies = []
-        for message, query in zip(messages, queries, strict=True):
+        for one, query in zip(asked, queries, strict=True):
             start = time.perf_counter()
-            reply = self._answer(view, query, message, manner)
+            reply, _, _ = self._best_answer(view, one, query, manner)
             spent = 1e3 * (time.perf_counter() - start + shared)
             replies.append(dataclasses.replace(reply, milliseconds=spent))
         return replies
+
+    def explain(
+        self,
+        message: str,
+        *,
+        history: Sequence[Message] = (),
+        style: str = "auto",
+        creativity: float = 0.2,
+    ) -> Explanation:
+        """The best reply to a message, and everything that led to it.
+
+        Takes what `reply` takes, and raises what it raises.
+        """
+        start = time.perf_counter()
+        manner = _Manner(style, creativity, 0.0, 0)
+        view = self._catalogue.view()
+        (asked,) = self._asked([message], [history])
+        (query,) = self._queries([asked])
+        reply, asked, query = self._best_answer(view, asked, query, manner)
+        spent = 1e3 * (time.perf_counter() - start)
+        pool = search(view, query, self._settings)
+        shown = manner.style_for(message)
+        terms = self._terms(view, pool, query, shown, creativity)
+        scores, relevance = total(terms), total(terms, RELEVANCE)
+        best = best_by_response(scores, pool.response_ids)[:_EXPLAINED]
+        found = self._candidates(pool, terms, scores, best)
+        probs = self._probabilities(self._featurizer([asked.context]))[0]
+        turns = self._featurizer.config.turns
+        return Explanation(
+            dataclasses.replace(reply, milliseconds=spent),
+            tuple(weighted_turns(asked.context, turns)),
+            len(asked.history),
+            self._named(probs),
+            tuple(found.values()),
+            tuple(self.calibration.confidence(float(relevance[i])) for i in found),
+            self._threshold(),
+            len(pool.ids),
+        )
 
     def score_responses(
         self,
@@ -203,13 +253,13 @@ class Chat:
         stored = [segment.response_words for segment in view.segments]
         vectors = self._response_vectors(bags)
         nothing = np.zeros(len(responses), np.float32)
-        for query in self._queries(messages, histories):
+        for query in self._queries(self._asked(messages, histories)):
             pool = _free_standing(
                 RESPONSE_WORDS * words.scores(query.words, among=stored),
                 np.einsum("nf,nf->n", query.features[bags.ids], bags.weights),
                 vectors @ query.vector if len(query.vector) else nothing,
             )
-            found = evidence(pool, query.buckets, view.size + len(responses))
+            found = evidence(pool, query, view.size + len(responses))
             yield found | {"bucket": nothing}
 
     def pools(
@@ -220,9 +270,9 @@ class Chat:
     ) -> Iterator[tuple[Pool, Terms]]:
         """The candidates of each message with the terms that weights would weigh."""
         view = self._catalogue.view()
-        for query in self._queries(messages, histories):
+        for query in self._queries(self._asked(messages, histories)):
             pool = search(view, query, self._settings)
-            yield pool, evidence(pool, query.buckets, view.size)
+            yield pool, evidence(pool, query, view.size)
 
     def bucket_logits(self, contexts: Sequence[Context]) -> np.ndarray:
         """Logits, float32 `[n, C]`, before the temperature."""
@@ -258,34 +308,63 @@ class Chat:
     def __len__(self) -> int:
         return self._catalogue.view().size
 
-    def _queries(
+    def _asked(
         self,
         messages: Sequence[str],
         histories: Sequence[Sequence[Message]] | None,
-    ) -> list[Query]:
-        contexts = [
-            as_context(strip_cues(message), history)
-            for message, history in zip(
-                messages, histories or [()] * len(messages), strict=True
-            )
-        ]
-        bags = self._featurizer(contexts)
-        logits = self._inference.bucket_logits(bags)
-        probs = softmax(logits / np.float32(self.calibration.temperature))
-        vectors = np.zeros((len(contexts), 0), np.float32)
+    ) -> list["_Asked"]:
+        """What counts of each message and of the turns before it."""
+        asked = []
+        for message, history in zip(
+            messages, histories or [()] * len(messages), strict=True
+        ):
+            *earlier, last = as_context(strip_cues(message), history)
+            kept = counted(message, earlier, learnt=self._learnt_history)
+            asked.append(_Asked(message, tuple(earlier), (*kept, last)))
+        return asked
+
+    def _queries(self, asked: Sequence["_Asked"]) -> list[Query]:
+        bags = self._featurizer([one.context for one in asked])
+        probs = self._probabilities(bags)
+        vectors = np.zeros((len(asked), 0), np.float32)
         if self._inference.scorer is not None:
             vectors = self._inference.encode_contexts(bags)
         turns = self._featurizer.config.turns
         return [
             Query(
-                WordQuery.of(weighted_turns(context, turns)),
+                WordQuery.of(weighted_turns(one.context, turns)),
                 dense(bags.ids[i], bags.weights[i], self._bits),
                 vectors[i],
                 fuse_buckets(probs[i], self._settings.top_labels),
-                self._recent(context),
+                self._featurizer.known(bags, i),
+                self._recent(one.history),
             )
-            for i, context in enumerate(contexts)
+            for i, one in enumerate(asked)
         ]
+
+    def _probabilities(self, bags: Bags) -> np.ndarray:
+        """Of all buckets, float32 `[n, C]`."""
+        logits = self._inference.bucket_logits(bags)
+        return softmax(logits / np.float32(self.calibration.temperature))
+
+    def _best_answer(
+        self, view: View, asked: "_Asked", query: Query, manner: "_Manner"
+    ) -> tuple[Reply, "_Asked", Query]:
+        """The reply, and what it answers.
+
+        Where a message alone would be refused and may lean on the turns before it,
+        that is the message with them, if it is not refused then.
+        """
+        reply = self._answer(view, query, asked.message, manner)
+        whole = (*asked.history, asked.context[-1])
+        if not reply.abstained or asked.context == whole or not may_lean(asked.message):
+            return reply, asked, query
+        again = asked._replace(context=whole)
+        (query_again,) = self._queries([again])
+        other = self._answer(view, query_again, again.message, manner)
+        if other.abstained:
+            return reply, asked, query
+        return other, again, query_again
 
     def _answer(
         self, view: View, query: Query, message: str, manner: "_Manner"
@@ -295,14 +374,11 @@ class Chat:
         pool = search(view, query, self._settings)
         terms = self._terms(view, pool, query, style, manner.creativity)
         scores, relevance = total(terms), total(terms, RELEVANCE)
-        order = self._shown(pool, scores, style)
-        entries = {entry.id: entry for entry in self.store.get(pool.ids[order])}
-        order = [i for i in order if int(pool.ids[i]) in entries]  # Some just went.
-        if not order:
+        shown = self._shown(pool, scores, style)
+        found = self._candidates(pool, terms, scores, shown)
+        if not found:
             return Reply(_NOTHING_STORED, None, 0.0, True, style.name, [], buckets)
-        candidates = [
-            self._candidate(entries[int(pool.ids[i])], terms, scores, i) for i in order
-        ]
+        order, candidates = list(found), list(found.values())
         confident = [self.calibration.confidence(float(relevance[i])) for i in order]
         threshold = self._threshold()
         if confident[0] < threshold:
@@ -324,7 +400,7 @@ class Chat:
     def _terms(
         self, view: View, pool: Pool, query: Query, style: Style, creativity: float
     ) -> Terms:
-        found = evidence(pool, query.buckets, view.size)
+        found = evidence(pool, query, view.size)
         terms = weigh(found, self.calibration.weights)
         return terms | taste(
             pool,
@@ -351,6 +427,21 @@ class Chat:
             limit=_SHOWN,
             weight=style.weights.diversity,
         ).tolist()
+
+    def _candidates(
+        self,
+        pool: Pool,
+        terms: Terms,
+        scores: np.ndarray,
+        order: Sequence[int] | np.ndarray,
+    ) -> dict[int, Candidate]:
+        """By place in the pool, in this order; without those that just went."""
+        entries = {entry.id: entry for entry in self.store.get(pool.ids[order])}
+        return {
+            place: self._candidate(entries[int(pool.ids[place])], terms, scores, place)
+            for place in map(int, order)
+            if int(pool.ids[place]) in entries
+        }
 
     def _candidate(
         self, entry: Entry, terms: Terms, scores: np.ndarray, place: int
@@ -381,11 +472,19 @@ class Chat:
             return np.zeros((len(bags.ids), 0), np.float32)
         return self._inference.encode_responses(bags)
 
-    def _recent(self, context: Context) -> np.ndarray:
-        shown = [turn.content for turn in context if turn.role == "assistant"]
+    def _recent(self, history: Context) -> np.ndarray:
+        shown = [turn.content for turn in history if turn.role == "assistant"]
         bags = self._featurizer.texts(shown[-_RECENT:])
         rows = [dense(*row, self._bits) for row in zip(*bags, strict=True)]
         return np.array(rows, np.float32).reshape(len(rows), 2**self._bits)
+
+
+class _Asked(NamedTuple):
+    """A message, the turns before it, and the context that is searched with."""
+
+    message: str
+    history: tuple[Turn, ...]
+    context: tuple[Turn, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,76 +2,38 @@
 
 import contextlib
 import hashlib
-import os
 import pathlib
 import re
 import sqlite3
-import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from prefchat_jax.chat.store import NO_BUCKET, Answers, Changes, Entry
+from prefchat_jax.chat import migration
+from prefchat_jax.chat.connections import (
+    Connections,
+    connect,
+    new_database,
+    one_line,
+    possible_mode,
+)
+from prefchat_jax.chat.schema import (
+    SCHEMA_VERSION,
+    check_binding,
+    create_tables,
+    index_tables,
+    optimize_texts,
+    problem,
+    read_meta,
+    read_schema,
+)
+from prefchat_jax.chat.store import Answers, Changes, Entry
+from prefchat_jax.chat.writing import Keys, delete_entries, insert, replace_entry
 from prefchat_jax.errors import UserError
 
-SCHEMA_VERSION = 2
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE responses (
-    id INTEGER PRIMARY KEY,
-    text TEXT NOT NULL,
-    key BLOB NOT NULL UNIQUE,
-    features BLOB NOT NULL,
-    vector BLOB NOT NULL
-);
-CREATE TABLE entries (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    question TEXT NOT NULL,
-    response_id INTEGER NOT NULL REFERENCES responses (id),
-    bucket INTEGER NOT NULL,
-    count INTEGER NOT NULL,
-    key BLOB NOT NULL UNIQUE,
-    features BLOB NOT NULL,
-    version INTEGER NOT NULL
-);
-CREATE INDEX entries_by_version ON entries (version);
-CREATE INDEX entries_by_response ON entries (response_id);
-CREATE TABLE removed (id INTEGER NOT NULL, version INTEGER NOT NULL);
-CREATE INDEX removed_by_version ON removed (version);
-CREATE TABLE common_words (word TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE VIRTUAL TABLE questions_text USING fts5 (
-    question, content='entries', content_rowid='id', tokenize='unicode61'
-);
-CREATE VIRTUAL TABLE responses_text USING fts5 (
-    text, content='responses', content_rowid='id', tokenize='unicode61'
-);
-CREATE VIRTUAL TABLE questions_words USING fts5vocab ('questions_text', 'row');
-CREATE VIRTUAL TABLE responses_words USING fts5vocab ('responses_text', 'row');
-CREATE TRIGGER entry_added AFTER INSERT ON entries BEGIN
-    INSERT INTO questions_text (rowid, question) VALUES (new.id, new.question);
-END;
-CREATE TRIGGER entry_removed AFTER DELETE ON entries BEGIN
-    INSERT INTO questions_text (questions_text, rowid, question)
-    VALUES ('delete', old.id, old.question);
-END;
-CREATE TRIGGER entry_changed AFTER UPDATE OF question ON entries BEGIN
-    INSERT INTO questions_text (questions_text, rowid, question)
-    VALUES ('delete', old.id, old.question);
-    INSERT INTO questions_text (rowid, question) VALUES (new.id, new.question);
-END;
-CREATE TRIGGER response_added AFTER INSERT ON responses BEGIN
-    INSERT INTO responses_text (rowid, text) VALUES (new.id, new.text);
-END;
-CREATE TRIGGER response_removed AFTER DELETE ON responses BEGIN
-    INSERT INTO responses_text (responses_text, rowid, text)
-    VALUES ('delete', old.id, old.text);
-END;
-"""
-_COMMON = 0.05  # Share of the texts from which on a search skips a word,
-_LONG = 2_000  # if that many texts hold it.
-_BUSY_SECONDS = 30.0
 _BATCH = 500  # Values of one IN (...).
+_WORDS = 64  # Words of a text that are searched for.
 
 
 class SqliteStore:
@@ -81,42 +43,68 @@ class SqliteStore:
     while one writes; what a call has returned survives a crash. A store belongs
     to the checkpoint whose fingerprint it carries: bucket numbers, features and
     vectors mean nothing under another one.
+
+    Attributes:
+      path: the file.
+      read_only: whether writing is refused.
     """
 
-    def __init__(self, path: pathlib.Path, *, read_only: bool = False):
+    def __init__(self, path: pathlib.Path, mode: str = "rw"):
         self.path = path
-        self.read_only = read_only
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
+        self.read_only = mode.startswith("ro")
+        self._connections = Connections(path, mode)
         # Also a store that nobody closed lets go of its file.
-        self._close = weakref.finalize(self, _close_all, self._connections)
+        weakref.finalize(self, self._connections.close)
 
     @classmethod
     def create(cls, path: pathlib.Path, *, fingerprint: str) -> "SqliteStore":
-        """Makes an empty store at a path that holds none."""
-        store = cls(path)
-        meta = {
-            "schema": str(SCHEMA_VERSION),
-            "fingerprint": fingerprint,
-            "version": "0",
-            "state": "",
-            "segment_version": "",
-            "segment_state": "",
-        }
-        with _one_line(path):
-            db = store._connection()
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(_SCHEMA)
-            db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-            db.commit()
-        return store
+        """Makes an empty store."""
+        with cls.build(path, fingerprint=fingerprint):
+            pass
+        return cls(path)
+
+    @classmethod
+    @contextlib.contextmanager
+    def build(cls, path: pathlib.Path, *, fingerprint: str) -> "Iterator[SqliteStore]":
+        """Yields a store for many `add`s; when done, it replaces the file at `path`.
+
+        All but the keys is indexed at the end, which is what makes it fast: the
+        store that is yielded cannot be searched.
+        """
+        with one_line(path), new_database(path) as aside:
+            store = cls(aside, "rwc")
+            with contextlib.closing(store):
+                with store._connections.lend() as db:  # Lent again to each `add`.
+                    db.execute("PRAGMA journal_mode = OFF")
+                    db.execute("PRAGMA synchronous = OFF")
+                    create_tables(db, fingerprint)
+                yield store
+                with store._connections.lend() as db:
+                    index_tables(db)
+                    optimize_texts(db)
+                    db.execute("PRAGMA synchronous = FULL")
+                    db.execute("PRAGMA journal_mode = WAL")
 
     @classmethod
     def open(
-        cls, path: pathlib.Path, *, fingerprint: str, read_only: bool = False
+        cls,
+        path: pathlib.Path,
+        *,
+        fingerprint: str,
+        bits: int | None = None,
+        read_only: bool = False,
     ) -> "SqliteStore":
         """Opens a store and checks its schema and its checkpoint.
+
+        A store of an older version is brought up to date in place. Where nothing
+        can be written, the store is open for reading only.
+
+        Args:
+          path: the file.
+          fingerprint: of the checkpoint.
+          bits: log2 of the number of feature ids; without it, a store of an older
+            version is an error.
+          read_only: refuse to write.
 
         Raises:
           UserError: there is none, it is damaged, or it is of another checkpoint.
@@ -126,53 +114,42 @@ class SqliteStore:
                 f"{path} does not exist: build it with `prefchat index --weights RUN "
                 "--data corpus.jsonl`."
             )
-        store = cls(path, read_only=read_only)
-        with _one_line(path):
-            schema = int(store._meta("schema"))
-            written = store._meta("fingerprint")
-        if schema > SCHEMA_VERSION:
-            raise UserError(f"{path} has a newer schema: upgrade prefchat-jax.")
-        if schema < SCHEMA_VERSION:
-            raise UserError(
-                f"{path} has the schema of an older version: run `prefchat index "
-                "--migrate` with its run."
-            )
-        if written != fingerprint:
-            raise UserError(
-                f"{path} belongs to another checkpoint: delete it and run `prefchat "
-                "index` with this run."
-            )
-        return store
+        with one_line(path):
+            mode = possible_mode(path, read_only=read_only)
+            with contextlib.closing(connect(path, mode)) as db:
+                check_binding(db, path, fingerprint)
+                outdated = read_schema(db) < SCHEMA_VERSION
+            if outdated and (bits is None or mode != "rw"):
+                raise UserError(
+                    f"{path} was written by an older version: open it once where it "
+                    "can be written, with `prefchat index --weights RUN --stats`."
+                )
+            if outdated and bits is not None:
+                migration.migrate(path, bits)
+        return cls(path, mode)
 
     def close(self) -> None:
         """Closes the file in all threads."""
-        self._close()
+        self._connections.close()
 
     def __len__(self) -> int:
         return self.stats()["entries"]
 
     def version(self) -> int:
         """A number that grows with every change."""
-        with _one_line(self.path):
-            return int(self._meta("version"))
-
-    def state(self) -> str:
-        """A digest of all that was ever done to the store, in order."""
-        with _one_line(self.path):
-            return self._meta("state")
+        with self._connections.lend() as db:
+            return int(read_meta(db, "version"))
 
     def noted_segment(self) -> tuple[str, str]:
         """Version and state of the saved segment that belongs to this store."""
-        with _one_line(self.path):
-            return self._meta("segment_version"), self._meta("segment_state")
+        with self._snapshot() as db:
+            return read_meta(db, "segment_version"), read_meta(db, "segment_state")
 
     def note_segment(self, version: int, state: str) -> None:
         """Remembers which saved segment belongs to this store."""
         values = [("segment_version", str(version)), ("segment_state", state)]
-        with _one_line(self.path), self._lock:
-            self._connection().executemany(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)", values
-            )
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
 
     def add(self, answers: Answers) -> np.ndarray:
         """Adds answers; a stored pair counts once more and keeps its bucket.
@@ -180,60 +157,36 @@ class SqliteStore:
         Returns:
           int64 `[n]` ids, once they are safe on disk.
         """
-        with self._writing(*map(str, answers.questions), *answers.responses) as writer:
-            db, version = writer
-            ids = [_add(db, version, answers, row) for row in range(len(answers[0]))]
-        return np.array(ids, np.int64)
+        keys = Keys.of(answers)
+        if not keys.pairs:
+            return np.zeros(0, np.int64)
+        buckets = np.asarray(answers.buckets, "<i4").tobytes()
+        features = *answers.question_features, *answers.response_features
+        with self._change(b"add", *keys.pairs, buckets, *features) as (db, version):
+            return insert(db, version, answers, keys)
 
     def delete(self, ids: Iterable[int]) -> int:
         """Removes entries, and the responses that no entry gives any more."""
-        wanted = [int(i) for i in ids]
-        with self._writing("delete", *map(str, wanted)) as (db, version):
-            removed = 0
-            for entry_id in wanted:
-                found = db.execute(
-                    "DELETE FROM entries WHERE id = ? RETURNING response_id",
-                    (entry_id,),
-                ).fetchall()
-                for (response_id,) in found:
-                    removed += 1
-                    db.execute("INSERT INTO removed VALUES (?, ?)", (entry_id, version))
-                    _drop_unused(db, response_id)
-        return removed
+        wanted = sorted({int(i) for i in ids if 0 < i < 2**63})
+        if not wanted:
+            return 0
+        digits = np.array(wanted, "<i8").tobytes()
+        with self._change(b"delete", digits) as (db, version):
+            return delete_entries(db, version, wanted)
 
     def update(self, entry_id: int, answers: Answers) -> None:
-        """Replaces one entry, which keeps its id.
+        """Replaces one entry, which keeps its id and its count.
 
         Raises:
           UserError: there is no such entry, or another one says the same.
         """
-        texts = answers.questions[0], answers.responses[0]
-        with self._writing("update", str(entry_id), *texts) as (db, version):
-            old = db.execute(
-                "SELECT response_id FROM entries WHERE id = ?", (int(entry_id),)
-            ).fetchone()
-            if old is None:
-                raise UserError(f"{self.path}: there is no entry {entry_id}.")
-            key = _key(*texts)
-            same = db.execute(
-                "SELECT id FROM entries WHERE key = ? AND id != ?", (key, int(entry_id))
-            ).fetchone()
-            if same:
-                raise UserError(f"{self.path}: entry {same[0]} says the same already.")
-            db.execute(
-                "UPDATE entries SET question = ?, response_id = ?, bucket = ?, "
-                "key = ?, features = ?, version = ? WHERE id = ?",
-                (
-                    texts[0],
-                    _response_id(db, answers, 0),
-                    int(answers.buckets[0]),
-                    key,
-                    answers.question_features[0],
-                    version,
-                    int(entry_id),
-                ),
-            )
-            _drop_unused(db, old[0])
+        keys = Keys.of(answers)
+        row = str((int(entry_id), int(answers.buckets[0]))).encode()
+        features = answers.question_features[0], answers.response_features[0]
+        with self._change(b"update", row, *keys.pairs, *features) as (db, version):
+            what = replace_entry(db, version, int(entry_id), answers, keys)
+            if what is not None:
+                raise UserError(f"{self.path}: {what}.")
 
     def search_text(self, text: str, limit: int) -> dict[int, float]:
         """BM25 of questions and responses by entry id, best first.
@@ -242,285 +195,167 @@ class SqliteStore:
         skipped if others are left.
         """
         words = list(dict.fromkeys(re.findall(r"\w+", text.lower())))
-        if not words or limit == 0:
+        if not words or limit <= 0:
             return {}
-        with _one_line(self.path):
-            db = self._connection()
-            marks = ", ".join("?" * len(words))
-            common = {
-                word
-                for (word,) in db.execute(
-                    f"SELECT word FROM common_words WHERE word IN ({marks})", words
-                )
-            }
+        with self._snapshot() as db:
+            marked = _in_batches(db, "SELECT word FROM common_words WHERE word", words)
+            common = {word for (word,) in marked}
             kept = [word for word in words if word not in common] or words
-            query = " OR ".join(f'"{word}"' for word in kept)
+            query = " OR ".join(f'"{word}"' for word in kept[:_WORDS])
             # SQLite's own scores are negative, the best one being the smallest.
-            rows = db.execute(
-                "SELECT id, sum(score) AS total FROM ("
-                "SELECT rowid AS id, -bm25(questions_text) AS score FROM questions_text"
-                " WHERE questions_text MATCH ?1 "
-                "UNION ALL "
-                "SELECT entries.id, -bm25(responses_text) FROM responses_text "
-                "JOIN entries ON entries.response_id = responses_text.rowid "
-                "WHERE responses_text MATCH ?1"
-                ") GROUP BY id ORDER BY total DESC, id LIMIT ?2",
-                (query, limit),
-            ).fetchall()
+            rows = db.execute(_SEARCH, (query, limit)).fetchall()
         return dict(rows)
 
     def search_vector(self, vector: np.ndarray, limit: int) -> dict[int, float]:
         """Inner products with all response vectors, in one matrix product."""
-        with _one_line(self.path):
-            rows = (
-                self._connection()
-                .execute(
-                    "SELECT entries.id, vector FROM entries "
-                    "JOIN responses ON responses.id = response_id ORDER BY entries.id"
-                )
-                .fetchall()
+        with self._snapshot() as db:
+            rows = db.execute("SELECT id, vector FROM responses ORDER BY id").fetchall()
+            if not rows or not len(vector) or limit <= 0:
+                return {}
+            ids, blobs = zip(*rows, strict=True)
+            vectors = np.frombuffer(b"".join(blobs), "<f2").reshape(len(ids), -1)
+            if vectors.shape[1] != len(vector):
+                return {}
+            products = vectors.astype(np.float32) @ vector
+            # Each response has an entry: more than `limit` are never needed.
+            best = np.argsort(-products, kind="stable")[:limit].tolist()
+            given = _in_batches(
+                db,
+                "SELECT id, response_id FROM entries WHERE response_id",
+                [ids[i] for i in best],
             )
-        if not rows or not len(vector):
-            return {}
-        ids, blobs = zip(*rows, strict=True)
-        vectors = np.frombuffer(b"".join(blobs), "<f2").reshape(len(ids), -1)
-        products = vectors.astype(np.float32) @ vector
-        best = np.argsort(-products, kind="stable")[:limit]
-        return {ids[i]: float(products[i]) for i in best}
+        score = {ids[i]: float(products[i]) for i in best}
+        scored = [(entry, score[response]) for entry, response in given]
+        scored.sort(key=lambda pair: (-pair[1], pair[0]))
+        return dict(scored[:limit])
 
-    def get(self, ids: Sequence[int]) -> list[Entry]:
+    def get(self, ids: Sequence[int] | np.ndarray) -> list[Entry]:
         """Entries by id, in this order; those that are gone are left out."""
         wanted = [int(i) for i in ids]
-        found: dict[int, Entry] = {}
-        with _one_line(self.path):
-            for rows in self._in_batches(
-                "SELECT entries.id, question, text, bucket, count FROM entries "
-                "JOIN responses ON responses.id = response_id WHERE entries.id IN",
-                wanted,
-            ):
-                found |= {row[0]: Entry(*row) for row in rows}
+        with self._snapshot() as db:
+            rows = _in_batches(db, f"{_ENTRIES} WHERE entries.id", wanted)
+            found = {row[0]: Entry(*row) for row in rows}
         return [found[i] for i in wanted if i in found]
 
     def find_response(self, response: str) -> list[Entry]:
-        """All entries that give this response."""
-        with _one_line(self.path):
-            rows = self._connection().execute(
-                "SELECT entries.id, question, text, bucket, count FROM entries "
-                "JOIN responses ON responses.id = response_id WHERE responses.key = ?",
-                (_key(response),),
-            )
-            return [Entry(*row) for row in rows]
+        """All entries that give this response, by id."""
+        key = Keys.of_response(response)
+        query = f"{_ENTRIES} WHERE responses.key = ? ORDER BY entries.id"
+        with self._connections.lend() as db:
+            return [Entry(*row) for row in db.execute(query, (key,))]
 
     def changes(self, after: int) -> Changes:
         """What happened after a version, as one snapshot of the file."""
-        with _one_line(self.path):
-            db = self._connection()
-            db.execute("BEGIN")  # All the queries below see the same state.
-            try:
-                return self._changes(db, after)
-            finally:
-                db.rollback()
+        with self._snapshot() as db:
+            return _changes(db, after)
+
+    def snapshot(self) -> tuple[Changes, str]:
+        """All entries, and a digest of all that was ever done to them, in order."""
+        with self._snapshot() as db:
+            return _changes(db, 0), read_meta(db, "state")
 
     def stats(self) -> dict[str, int]:
-        """Entries, responses, and bytes on disk."""
-        with _one_line(self.path):
-            db = self._connection()
+        """Entries, distinct responses, bytes on disk."""
+        with self._snapshot() as db:
             (entries,) = db.execute("SELECT count(*) FROM entries").fetchone()
             (responses,) = db.execute("SELECT count(*) FROM responses").fetchone()
-        return {
-            "entries": entries,
-            "responses": responses,
-            "bytes": self.path.stat().st_size,
-        }
+        size = self.path.stat().st_size
+        return {"entries": entries, "responses": responses, "bytes": size}
 
     def optimize(self) -> None:
         """Merges the text indexes, and learns which words are common."""
-        with _one_line(self.path), self._lock:
-            db = self._connection()
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                _learn_common_words(db)
-                db.commit()
-            except BaseException:
-                db.rollback()
-                raise
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with self._transaction() as db:
+            optimize_texts(db)
+        with self._connections.lend() as db:
+            db.execute("PRAGMA wal_checkpoint (PASSIVE)")
 
     def check(self) -> None:
         """Reads the whole file; raises `UserError` where it is damaged."""
-        with _one_line(self.path):
-            db = self._connection()
-            problems = [row[0] for row in db.execute("PRAGMA integrity_check")]
-            if problems == ["ok"] and not self.read_only:
-                for table in ("questions", "responses"):
-                    db.execute(
-                        f"INSERT INTO {table}_text ({table}_text, rank) "
-                        "VALUES ('integrity-check', 1)"
-                    )
-                db.commit()
-        if problems != ["ok"]:
+        with self._connections.lend() as db:
+            found = problem(db, texts=not self.read_only)
+        if found is not None:
             raise UserError(
-                f"{self.path} is damaged ({problems[0]}): delete it and run `prefchat "
-                "index`."
+                f"{self.path} is damaged ({found}): delete it and run `prefchat index`."
             )
 
-    def _changes(self, db: sqlite3.Connection, after: int) -> Changes:
-        rows = db.execute(
-            "SELECT id, question, response_id, bucket, count, features FROM entries "
-            "WHERE version > ? ORDER BY id",
-            (after,),
-        ).fetchall()
-        removed = db.execute("SELECT id FROM removed WHERE version > ?", (after,))
-        gone = np.array(removed.fetchall(), np.int64).reshape(-1)
-        columns = list(zip(*rows, strict=True)) if rows else [()] * 6
-        ids, questions, response_ids, buckets, counts, features = columns
-        responses = {}
-        for found in self._in_batches(
-            "SELECT id, text, features, vector FROM responses WHERE id IN",
-            sorted(set(response_ids)),
-        ):
-            responses |= {row[0]: row[1:] for row in found}
-        return Changes(
-            int(self._meta("version")),
-            np.array(ids, np.int64),
-            list(questions),
-            np.array(response_ids, np.int64),
-            np.array(buckets, np.int32),
-            np.array(counts, np.int32),
-            list(features),
-            responses,
-            gone,
-        )
-
-    def _in_batches(self, query: str, values: Sequence[int]) -> Iterator[list[tuple]]:
-        for start in range(0, len(values), _BATCH):
-            batch = values[start : start + _BATCH]
-            marks = ", ".join("?" * len(batch))
-            yield self._connection().execute(f"{query} ({marks})", batch).fetchall()
-
-    def _meta(self, key: str) -> str:
-        row = self._connection().execute("SELECT value FROM meta WHERE key = ?", (key,))
-        (value,) = row.fetchone()
-        return value
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A transaction whose queries all see the same state."""
+        with self._connections.lend() as db:
+            db.execute("BEGIN")
+            yield db  # Giving the connection back ends it.
 
     @contextlib.contextmanager
-    def _writing(self, *parts: str) -> Iterator[tuple[sqlite3.Connection, int]]:
-        """One transaction, with the version that it makes; all or nothing."""
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that writes; all or nothing."""
         if self.read_only:
             raise UserError(f"{self.path} is open for reading only.")
-        with _one_line(self.path), self._lock:
-            db = self._connection()
+        with self._connections.lend() as db:
             db.execute("BEGIN IMMEDIATE")
-            try:
-                version = int(self._meta("version")) + 1
-                state = _key(self._meta("state"), *parts).hex()
-                values = [("version", str(version)), ("state", state)]
-                db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
-                yield db, version
-                db.commit()
-            except BaseException:
-                db.rollback()
-                raise
+            yield db  # Giving the connection back ends it, where this raises.
+            db.commit()
 
-    def _connection(self) -> sqlite3.Connection:
-        """The connection of this thread."""
-        db = getattr(self._local, "db", None)
-        if db is None:
-            db = self._local.db = _connect(self.path, read_only=self.read_only)
-            self._connections.append(db)
-        return db
+    @contextlib.contextmanager
+    def _change(self, *parts: bytes) -> Iterator[tuple[sqlite3.Connection, int]]:
+        """A transaction with the version that it makes; `parts` say what it does."""
+        with self._transaction() as db:
+            version = int(read_meta(db, "version")) + 1
+            digest = hashlib.blake2b(read_meta(db, "state").encode(), digest_size=16)
+            for part in parts:
+                digest.update(len(part).to_bytes(8, "little") + part)
+            values = [("version", str(version)), ("state", digest.hexdigest())]
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+            yield db, version
 
 
-def _connect(path: pathlib.Path, *, read_only: bool) -> sqlite3.Connection:
-    mode = "ro" if read_only else "rwc"
-    if read_only and not os.access(path.parent, os.W_OK):
-        mode += "&immutable=1"  # Nobody writes, and no lock can be taken.
-    db = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        timeout=_BUSY_SECONDS,
-        isolation_level=None,  # Transactions begin where the code says so.
-        check_same_thread=False,  # A finaliser may run in any thread.
+_ENTRIES = (
+    "SELECT entries.id, question, text, bucket, count FROM entries "
+    "JOIN responses ON responses.id = response_id"
+)
+_SEARCH = (
+    "SELECT id, sum(score) AS total FROM ("
+    "SELECT rowid AS id, -bm25(questions_text) AS score FROM questions_text "
+    "WHERE questions_text MATCH ?1 UNION ALL "
+    "SELECT entries.id, found.score FROM ("
+    "SELECT rowid AS id, -bm25(responses_text) AS score FROM responses_text "
+    "WHERE responses_text MATCH ?1) AS found "
+    "JOIN entries ON entries.response_id = found.id"
+    ") GROUP BY id ORDER BY total DESC, id LIMIT ?2"
+)
+
+
+def _changes(db: sqlite3.Connection, after: int) -> Changes:
+    rows = db.execute(
+        "SELECT id, question, response_id, bucket, count, features FROM entries "
+        "WHERE version > ? ORDER BY id",
+        (after,),
+    ).fetchall()
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
+    ids, questions, response_ids, buckets, counts, features = columns
+    given = "(SELECT response_id FROM entries WHERE version > ?)"
+    responses = db.execute(
+        f"SELECT id, text, features, vector FROM responses WHERE id IN {given}",
+        (after,),
     )
-    db.execute("PRAGMA foreign_keys = ON")
-    return db
-
-
-def _close_all(connections: list[sqlite3.Connection]) -> None:
-    for db in connections:
-        db.close()
-
-
-@contextlib.contextmanager
-def _one_line(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise UserError(
-            f"{path}: {error}. Nothing was changed; if the file is damaged, delete it "
-            "and run `prefchat index`."
-        ) from error
-
-
-def _learn_common_words(db: sqlite3.Connection) -> None:
-    db.execute("DELETE FROM common_words")
-    for table, rows in (("questions", "entries"), ("responses", "responses")):
-        db.execute(f"INSERT INTO {table}_text ({table}_text) VALUES ('optimize')")
-        db.execute(
-            f"INSERT OR IGNORE INTO common_words SELECT term FROM {table}_words "
-            f"WHERE doc > max(?, ? * (SELECT count(*) FROM {rows}))",
-            (_LONG, _COMMON),
-        )
-
-
-def _add(db: sqlite3.Connection, version: int, answers: Answers, row: int) -> int:
-    """Adds one answer, or counts it; an entry gains the bucket it did not have."""
-    key = _key(answers.questions[row], answers.responses[row])
-    (entry_id,) = db.execute(
-        "INSERT INTO entries (question, response_id, bucket, count, key, features, "
-        "version) VALUES (?, ?, ?, 1, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-        "count = count + 1, version = excluded.version, "
-        f"bucket = iif(bucket = {NO_BUCKET}, excluded.bucket, bucket) RETURNING id",
-        (
-            answers.questions[row],
-            _response_id(db, answers, row),
-            int(answers.buckets[row]),
-            key,
-            answers.question_features[row],
-            version,
-        ),
-    ).fetchone()
-    return entry_id
-
-
-def _response_id(db: sqlite3.Connection, answers: Answers, row: int) -> int:
-    """The stored response of a row; it is stored if it is new."""
-    key = _key(answers.responses[row])
-    found = db.execute("SELECT id FROM responses WHERE key = ?", (key,)).fetchone()
-    if found:
-        return found[0]
-    vector = np.asarray(answers.response_vectors[row], "<f2").tobytes()
-    features = answers.response_features[row]
-    (response_id,) = db.execute(
-        "INSERT INTO responses (text, key, features, vector) VALUES (?, ?, ?, ?) "
-        "RETURNING id",
-        (answers.responses[row], key, features, vector),
-    ).fetchone()
-    return response_id
-
-
-def _drop_unused(db: sqlite3.Connection, response_id: int) -> None:
-    db.execute(
-        "DELETE FROM responses WHERE id = ?1 AND NOT EXISTS "
-        "(SELECT 1 FROM entries WHERE response_id = ?1)",
-        (response_id,),
+    removed = db.execute("SELECT id FROM removed WHERE version > ?", (after,))
+    return Changes(
+        int(read_meta(db, "version")),
+        np.array(ids, np.int64),
+        list(questions),
+        np.array(response_ids, np.int64),
+        np.array(buckets, np.int32),
+        np.array(counts, np.int32),
+        list(features),
+        {row[0]: row[1:] for row in responses},
+        np.array(removed.fetchall(), np.int64).reshape(-1),
     )
 
 
-def _key(*texts: str) -> bytes:
-    """A digest of texts; 16 bytes hold 2^64 of them apart."""
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.digest()
+def _in_batches(
+    db: sqlite3.Connection, query: str, values: Sequence
+) -> Iterator[tuple]:
+    """The rows of `query IN (values)`, for any number of values."""
+    for start in range(0, len(values), _BATCH):
+        batch = values[start : start + _BATCH]
+        marks = ", ".join("?" * len(batch))
+        yield from db.execute(f"{query} IN ({marks})", batch)

@@ -4,7 +4,7 @@ A store is the source of truth. What a search needs in memory is derived from it
 (`catalogue.py`) and follows it by version numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -76,7 +76,7 @@ class ResponseStore(Protocol):
         """Adds answers; returns int64 `[n]` ids. A stored pair counts once more."""
         ...
 
-    def delete(self, ids: Sequence[int]) -> int:
+    def delete(self, ids: Iterable[int]) -> int:
         """Removes entries; returns how many there were."""
         ...
 
@@ -92,7 +92,7 @@ class ResponseStore(Protocol):
         """Inner products with response vectors by entry id, best first."""
         ...
 
-    def get(self, ids: Sequence[int]) -> list[Entry]:
+    def get(self, ids: Sequence[int] | np.ndarray) -> list[Entry]:
         """Entries by id, in this order; those that are gone are left out."""
         ...
 

@@ -1,23 +1,20 @@
-"""`prefchat chat`: a conversation in the terminal, or one reply a line."""
+"""`prefchat chat`: its flags, and what they start."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from rich.console import Console
-
-from prefchat_jax.chat.config import ChatSettings, PoolMode, StyleMode
+from prefchat_jax.chat.config import ChatSettings, PoolMode
+from prefchat_jax.chat.memory import Memory
+from prefchat_jax.chat.session import Chat
+from prefchat_jax.chat.styles import get_style
 from prefchat_jax.cli import flags
-from prefchat_jax.cli.console import output
-from prefchat_jax.cli.device import select_device
+from prefchat_jax.cli.conversation import Conversation
+from prefchat_jax.cli.piped import answer_lines
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.run_directory import RunDirectory, read_json
-
-if TYPE_CHECKING:
-    from prefchat_jax.chat.session import Chat, Reply
-
-_HELP = "/why on|off   /style NAME   /creativity X   /clear   /help   /quit"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +26,7 @@ class ChatFlags:
     meta: str | None = None
     """Metadata that finetune wrote: checks that it belongs to the run."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """Where the classifier runs."""
+    """Where the classifier runs; auto and cpu: here, without JAX."""
     llm_db: str | None = None
     """Database of replies instead of the run's own."""
     db_top_k: int = 160
@@ -44,14 +41,22 @@ class ChatFlags:
     """Abstain below it [measured by finetune]; 0 never abstains."""
     response_temperature: float = 0.0
     """0 gives the best reply; above it one of the best is drawn."""
-    style_mode: StyleMode = "auto"
-    """How replies look; auto reads it from the message."""
+    style_mode: str = "auto"
+    """How replies look: auto reads it from the message; or the name of a style."""
     creativity: float = 0.2
     """In [0, 1]: moves weight to less obvious replies."""
     seed: int = 0
     """Of the draws with a temperature."""
     why: bool = False
     """Show bucket, confidence, time and the terms of the score."""
+    explain: bool = False
+    """Show for each message what was searched for and how ten answers scored."""
+    json: bool = False
+    """Print one JSON object a line of input; no line is a command."""
+    memory_db: str | None = None
+    """File that remembers what --user said, from session to session."""
+    user: str | None = None
+    """Whose turns --memory_db keeps; nobody sees those of another."""
     model_size: Literal["base", "large", "xlarge", "xxlarge"] | None = None
     """Checked against the run."""
     expansion_dim: int | None = None
@@ -64,6 +69,22 @@ class ChatFlags:
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed {self.seed}: must be in [0, 2147483647].")
+        if not 0 <= self.creativity <= 1:
+            raise UserError(f"--creativity {self.creativity:g}: must be in [0, 1].")
+        if not self.response_temperature >= 0:
+            raise UserError(
+                f"--response_temperature {self.response_temperature:g}: must be at "
+                "least 0."
+            )
+        if self.style_mode != "auto":
+            try:
+                get_style(self.style_mode)
+            except UserError as error:
+                raise UserError(f"--style_mode: {error}") from None
+        if self.json and (self.why or self.explain):
+            raise UserError("--json says all that --why and --explain do: drop those.")
+        if (self.memory_db is None) != (self.user is None):
+            raise UserError("--memory_db and --user: give both, or none.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -77,11 +98,41 @@ def main(argv: Sequence[str]) -> None:
         min_confidence=given.min_confidence,
     )
     check_shape(given)
-    select_device(given.device)
-    from prefchat_jax.chat.session import Chat
+    with contextlib.ExitStack() as opened:
+        chat = Chat.load(
+            given.weights,
+            database=given.llm_db,
+            settings=settings,
+            device=given.device,
+        )
+        opened.enter_context(chat)
+        memory = None
+        if given.memory_db is not None and given.user is not None:
+            memory = opened.enter_context(Memory(given.memory_db, given.user))
+        conversation = open_conversation(chat, given, memory)
+        if sys.stdin.isatty() and not given.json:
+            # Colours and line editing; programs that pipe lines wait for neither.
+            from prefchat_jax.cli.terminal import talk
 
-    chat = Chat.load(given.weights, database=given.llm_db, settings=settings)
-    talk(chat, given, output())
+            talk(conversation)
+        else:
+            answer_lines(conversation, as_json=given.json)
+
+
+def open_conversation(
+    chat: Chat, given: ChatFlags, memory: Memory | None = None
+) -> Conversation:
+    """The conversation that the flags ask for."""
+    return Conversation(
+        chat,
+        memory,
+        style=given.style_mode,
+        creativity=given.creativity,
+        temperature=given.response_temperature,
+        seed=given.seed,
+        why=given.why,
+        explain=given.explain,
+    )
 
 
 def check_shape(given: ChatFlags) -> None:
@@ -109,78 +160,3 @@ def check_shape(given: ChatFlags) -> None:
             raise UserError(
                 f"--meta {given.meta} was written for another run than {given.weights}."
             )
-
-
-def talk(chat: "Chat", given: ChatFlags, console: Console) -> None:
-    """Answers lines until the end; lines that start with / are commands."""
-    state = {"style": given.style_mode, "creativity": given.creativity}
-    history: list[tuple[str, str]] = []
-    why = given.why
-    if sys.stdin.isatty():
-        console.print(f"{len(chat)} stored answers. {_HELP}", highlight=False)
-    while (message := _read_line(console)) is not None:
-        command, _, argument = message.partition(" ")
-        if not message:
-            continue
-        if command in ("/quit", "/exit"):
-            return
-        if command == "/why":
-            why = argument != "off"
-        elif command == "/clear":
-            history.clear()
-        elif command in ("/style", "/creativity"):
-            _set(state, command[1:], argument, console)
-        elif command.startswith("/"):
-            console.print(_HELP, highlight=False)
-        else:
-            reply = _reply(chat, message, history, state, given, console)
-            if reply:
-                show(reply, console, why=why)
-                history += [("user", message), ("assistant", reply.text)]
-
-
-def show(reply: "Reply", console: Console, *, why: bool) -> None:
-    """Prints a reply, and on demand what it rests on."""
-    console.print(reply.text, highlight=False, markup=False, soft_wrap=True)
-    if why:
-        console.print(
-            f"  [{reply.bucket}] confidence {reply.confidence:.2f}, "
-            f"{reply.milliseconds:.1f} ms, {reply.style}: {reply.why}",
-            style="dim",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def _reply(chat, message, history, state, given, console) -> "Reply | None":
-    try:
-        return chat.reply(
-            message,
-            history=history,
-            temperature=given.response_temperature,
-            seed=given.seed + len(history),
-            **state,
-        )
-    except UserError as error:
-        if not sys.stdin.isatty():
-            raise
-        console.print(str(error), style="red", highlight=False)
-        return None
-
-
-def _set(state: dict, name: str, argument: str, console: Console) -> None:
-    try:
-        state[name] = float(argument) if name == "creativity" else argument
-    except ValueError:
-        console.print(f"/{name} needs a number", style="red")
-
-
-def _read_line(console: Console) -> str | None:
-    try:
-        if sys.stdin.isatty():
-            return console.input("[bold]> [/bold]").strip()
-        line = sys.stdin.readline()
-    except (EOFError, KeyboardInterrupt):
-        return None
-    return line.strip() if line else None

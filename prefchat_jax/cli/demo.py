@@ -13,10 +13,11 @@ import numpy as np
 from rich.console import Console
 
 from prefchat_jax.cli import flags
-from prefchat_jax.cli.chat import ChatFlags, show, talk
+from prefchat_jax.cli.chat import ChatFlags, open_conversation
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.cli.evaluate import retrieval_table
+from prefchat_jax.cli.terminal import show, talk
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.config import FinetuneConfig
 
@@ -100,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
     )
     _next_steps(time.perf_counter() - start, console)
     if sys.stdin.isatty():
-        talk(chat, ChatFlags(weights=run, why=True), console)
+        talk(open_conversation(chat, ChatFlags(weights=run, why=True)), console)
 
 
 def _train(train: str, output: str, console: Console) -> "Result":

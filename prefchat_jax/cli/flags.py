@@ -7,7 +7,8 @@ import io
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_type_hints
 
 import msgspec
 import tyro
@@ -26,6 +27,7 @@ def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
     """
     from_file, argv = _config_flags(config, list(argv))
     help_wanted = any(arg in ("-h", "--help") for arg in argv)
+    _spell_unions(config)
     errors = io.StringIO()
     capture = (
         contextlib.nullcontext() if help_wanted else contextlib.redirect_stderr(errors)
@@ -44,6 +46,17 @@ def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
             raise
         message = _first_paragraph(errors.getvalue(), command)
         raise UserError(_hint(config, argv) + message) from None
+
+
+def _spell_unions(config: type) -> None:
+    """Writes `X | None` as `Union[X, None]`, which means the same.
+
+    tyro checks defaults of the first by typeguard, and importing that takes as long
+    as importing NumPy.
+    """
+    for name, hint in get_type_hints(config).items():
+        if isinstance(hint, UnionType):
+            config.__annotations__[name] = Optional[get_args(hint)[0]]  # noqa: UP045
 
 
 def _hint(config: type, argv: Sequence[str]) -> str:

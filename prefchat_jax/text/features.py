@@ -136,6 +136,12 @@ class Featurizer:
             raise ValueError("This featurizer was fitted without responses.")
         return _by_row(self.scorer_rows, bags)
 
+    def known(self, bags: Bags, row: int) -> float:
+        """The share of one bag's squared norm whose features have embeddings."""
+        squares = bags.weights[row] ** 2
+        total = float(squares.sum())
+        return float(squares @ (self.rows[bags.ids[row]] > 0)) / total if total else 0.0
+
     def _with_scorer(
         self, counts: np.ndarray, responses: Iterable[str]
     ) -> "Featurizer":
@@ -219,7 +225,7 @@ def _numbered(counts: np.ndarray, config: FeatureConfig) -> np.ndarray:
 
 def _table_size(rows: np.ndarray) -> int:
     used = int(rows.max()) + 1
-    step = max(256, 1 << (used.bit_length() - 4))
+    step = max(256, 1 << max(used.bit_length() - 4, 0))
     return -(-used // step) * step
 
 

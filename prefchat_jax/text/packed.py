@@ -24,7 +24,7 @@ class PackedBags(NamedTuple):
     @classmethod
     def decode(cls, blobs: Sequence[bytes], bits: int) -> "PackedBags":
         """Reads what `encode` wrote."""
-        pairs = np.frombuffer(b"".join(blobs), _pair_type(bits))
+        pairs = np.frombuffer(b"".join(blobs), pair_type(bits))
         lengths = np.fromiter(map(len, blobs), np.int64, len(blobs))
         offsets = np.append(0, np.cumsum(lengths // pairs.itemsize))
         return cls(offsets, pairs["id"].copy(), pairs["weight"].copy())
@@ -43,8 +43,11 @@ class PackedBags(NamedTuple):
         """Inner products, float32 `[n]`, of all bags with a dense `[2**bits]`."""
         values = query.take(self.ids)
         values *= self.weights
-        sums = np.append(0.0, np.cumsum(values, dtype=np.float64))[self.offsets]
-        return np.diff(sums).astype(np.float32)
+        sums = np.zeros(len(self.offsets) - 1, np.float32)
+        full = np.flatnonzero(self.offsets[1:] > self.offsets[:-1])
+        if len(full):  # An empty bag between two others would take from the second.
+            sums[full] = np.add.reduceat(values, self.offsets[full])
+        return sums
 
     def mean(self, size: int) -> np.ndarray:
         """The sum of all bags over its length, float32 `[size]`."""
@@ -77,7 +80,7 @@ def encode(bags: Bags, bits: int) -> list[bytes]:
       bags: padded bags.
       bits: log2 of the number of feature ids; up to 16 an id takes two bytes.
     """
-    pairs = np.zeros(bags.ids.shape, _pair_type(bits))
+    pairs = np.zeros(bags.ids.shape, pair_type(bits))
     pairs["id"], pairs["weight"] = bags.ids, bags.weights
     lengths = np.count_nonzero(bags.weights > 0, axis=1)
     # The heaviest features come first, so that the padding is at the end.
@@ -92,5 +95,6 @@ def dense(ids: np.ndarray, weights: np.ndarray, bits: int) -> np.ndarray:
     return out
 
 
-def _pair_type(bits: int) -> np.dtype:
+def pair_type(bits: int) -> np.dtype:
+    """How one feature of a stored bag is written."""
     return np.dtype([("id", "<u2" if bits <= 16 else "<u4"), ("weight", "<f2")])

@@ -119,11 +119,11 @@ class FinetuneConfig:
 
     scorer_epochs: int | None = None
     """Passes of the response scorer [as many as 1,500 steps need, 1 to 8]; 0 none."""
-    scorer_width: int = 64
+    scorer_width: int = 128
     """Size of the scorer's vectors."""
     scorer_batch_size: int | None = None
     """Rows whose replies compete [512; less for a corpus of under 8,192 rows]."""
-    scorer_lr: float = 3e-3
+    scorer_lr: float = 1e-2
     """Peak learning rate of the scorer."""
     scorer_group_estimator: Literal[
         "pairwise_mean", "epo", "softmax", "softmax_mean", "hardest", "mean_reward"

@@ -85,11 +85,11 @@ def batch_losses(
     link: losses.Link,
     where: jax.Array | None = None,
 ) -> jax.Array:
-    """The loss of each row of a batch, in both directions.
+    """The loss of each row of a batch: the right response against wrong candidates.
 
-    Each context should prefer its response to the wrong candidates, and each
-    response its context to those of the rows that have another response. The right
-    response, wherever it stands among the candidates, is no negative.
+    The right response, wherever it stands among the candidates, is no negative.
+    The other direction, a response against the contexts of other rows, brings
+    nothing on dialogues and is left out.
 
     Args:
       scores: `[batch, batch + extra]` of contexts with candidates; the first `batch`
@@ -101,15 +101,10 @@ def batch_losses(
       where: `[batch]` true where a row counts; None is everywhere.
 
     Returns:
-      `[batch]` losses, the mean of the directions; 0 where a row does not count.
+      `[batch]` losses; 0 where a row does not count.
     """
-    batch = len(numbers)
-    own = jnp.diagonal(scores)[:, None]
-    counts = _wrong(numbers, candidates, where)
-    to_responses = group(own - scores, link, where=counts)
-    square = slice(None), slice(batch)
-    to_contexts = group(own - scores[square].T, link, where=counts[square].T)
-    return (to_responses + to_contexts) / 2
+    margins = jnp.diagonal(scores)[:, None] - scores
+    return group(margins, link, where=_wrong(numbers, candidates, where))
 
 
 def in_batch_accuracy(

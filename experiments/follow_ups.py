@@ -1,0 +1,111 @@
+"""What do earlier turns cost, and what do they bring, on a run that learnt from none?
+
+    python -m experiments.follow_ups --weights RUN --data bank_val.jsonl
+
+`RUN` is trained on one canned answer for each intent of BANKING77, "This is the
+answer to the intent card arrival.", and `--data` holds its val rows with the same
+answers. Printed, once with the rule of `chat/follow_up.py` and once with a history
+that always counts: the share of rows whose best answer is right alone, after an
+unrelated exchange, and as turns of one user with a memory; and how many of the
+thirty follow-ups of `follow_ups.jsonl`, which were written before anything was
+measured, get the answer to the right intent.
+
+Found: .924 alone; after an unrelated exchange .922 with the rule, .888 without; with
+a memory .924 and .893; follow-ups 21 and 24 of 30, 7 on their own.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+from rich.console import Console
+
+from prefchat_jax import Chat
+from prefchat_jax.chat.memory import Memory
+from prefchat_jax.cli.console import table
+from prefchat_jax.cli.conversation import Conversation
+from prefchat_jax.datasets.records import read_records
+
+CASES = pathlib.Path(__file__).with_suffix(".jsonl")
+
+
+def answer(intent: str) -> str:
+    """The canned answer to an intent."""
+    return f"This is the answer to the intent {intent.replace('_', ' ')}."
+
+
+def measure(chat: Chat, rows: list) -> list[float]:
+    """Shares of right rows: alone, after another row, as one user; follow-ups."""
+    questions = [row.question for row in rows]
+    before = [
+        [("user", row.question), ("assistant", row.response)]
+        for row in [rows[-1], *rows[:-1]]
+    ]
+    right = lambda replies: float(
+        np.mean(
+            [
+                reply.candidates[0].response == row.response
+                for reply, row in zip(replies, rows, strict=True)
+            ]
+        )
+    )
+    alone = chat.reply_batch(questions)
+    after = chat.reply_batch(questions, histories=before)
+    with tempfile.TemporaryDirectory() as folder:
+        with Memory(pathlib.Path(folder) / "m.db", "customer") as memory:
+            talk = Conversation(chat, memory)
+            remembered = [talk.say(question) for question in questions]
+    return [right(alone), right(after), right(remembered), *_follow_ups(chat)]
+
+
+def _follow_ups(chat: Chat) -> tuple[float, float]:
+    cases = [json.loads(line) for line in CASES.read_text().splitlines()]
+    histories = [
+        [("user", case["first"]), ("assistant", answer(case["first_intent"]))]
+        for case in cases
+    ]
+    messages = [case["then"] for case in cases]
+    counts = [
+        sum(
+            reply.text == answer(case["intent"])
+            for reply, case in zip(replies, cases, strict=True)
+        )
+        for replies in (
+            chat.reply_batch(messages, histories=histories),
+            chat.reply_batch(messages),
+        )
+    ]
+    return counts[0], counts[1]
+
+
+def main() -> None:
+    """Prints one line with the rule and one without."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seed", type=int, default=0, help="of the order of rows")
+    given = parser.parse_args()
+    rows = read_records([given.data]).examples
+    rows = [rows[i] for i in np.random.default_rng(given.seed).permutation(len(rows))]
+    shown = []
+    with Chat.load(given.weights) as chat:
+        for name, learnt in (("rule", False), ("history always counts", True)):
+            chat._learnt_history = learnt  # As if the run had noted the other.
+            *shares, together, single = measure(chat, rows)
+            figures = [f"{share:.4f}" for share in shares]
+            shown.append([name, *figures, f"{together}", f"{single}"])
+    columns = [
+        "",
+        "alone",
+        "unrelated exchange",
+        "memory",
+        "follow-ups",
+        "on their own",
+    ]
+    Console(width=120).print(table("Right answers", columns, shown))
+
+
+if __name__ == "__main__":
+    main()
