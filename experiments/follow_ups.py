@@ -53,10 +53,12 @@ def measure(chat: Chat, rows: list) -> list[float]:
     )
     alone = chat.reply_batch(questions)
     after = chat.reply_batch(questions, histories=before)
-    with tempfile.TemporaryDirectory() as folder:
-        with Memory(pathlib.Path(folder) / "m.db", "customer") as memory:
-            talk = Conversation(chat, memory)
-            remembered = [talk.say(question) for question in questions]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Memory(pathlib.Path(folder) / "m.db", "customer") as memory,
+    ):
+        talk = Conversation(chat, memory)
+        remembered = [talk.say(question) for question in questions]
     return [right(alone), right(after), right(remembered), *_follow_ups(chat)]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import operator
 import pathlib
 import re
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def _spell_unions(config: type) -> None:
     """
     for name, hint in get_type_hints(config).items():
         if isinstance(hint, UnionType):
-            config.__annotations__[name] = Optional[get_args(hint)[0]]  # noqa: UP045
+            config.__annotations__[name] = operator.getitem(Union, get_args(hint))
 
 
 def _hint(config: type, argv: Sequence[str]) -> str:
