@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         write_json(given.json, found)
 
 
-def _tune(weights: str, paths: Sequence[pathlib.Path], console: Console) -> None:
+def _tune(weights: str, paths: Sequence[str | pathlib.Path], console: Console) -> None:
     from prefchat_jax.calibration import tune_run
     from prefchat_jax.datasets.records import read_records
 
