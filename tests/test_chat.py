@@ -6,7 +6,7 @@ import pytest
 
 from prefchat_jax import Chat, ChatSettings
 from prefchat_jax.chat.ranking import best_by_response, draw, fuse_buckets, score_terms
-from prefchat_jax.chat.store import NO_BUCKET, Entries, ResponseStore
+from prefchat_jax.chat.store import Entries
 from prefchat_jax.chat.styles import STYLES
 from prefchat_jax.errors import UserError
 from prefchat_jax.indexing import index
