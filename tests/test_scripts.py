@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
 from benchmarks import datasets as builder_benchmark
 from benchmarks import losses as benchmark
+from benchmarks import retrieval as retrieval_benchmark
 from benchmarks import serving as serving_benchmark
 from experiments import cleaning, compare_losses
 from prefchat_jax.building.filters import Limits, exchange_of, objection
@@ -75,6 +77,21 @@ def test_the_server_is_timed(run, corpus_path, capsys):
         assert row["errors"] == row["exit_code"] == 0
         assert 0 < row["p50_ms"] <= row["p99_ms"] and row["replies_per_second"] > 3
         assert 0 < row["client_cpu_ms"] < row["server_cpu_ms"]
+
+
+def test_replies_and_searches_are_timed(run, corpus_path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    replies, searches = retrieval_benchmark.run(
+        str(run.run.path), str(corpus_path), [50, 200], 5
+    )
+    assert [(row["rows"], row["entries"]) for row in replies] == [(50, 50), (200, 200)]
+    for row in replies:
+        assert 0 < row["p50_ms"] <= row["p99_ms"] and row["load_seconds"] > 0
+        assert row["database_bytes"] > row["text_bytes"] > 10
+        assert row["resident_mb"] > 10 and row["index_bytes"] > 10
+    ways = [row["way"] for row in searches]
+    assert ways[:2] == ["words of a chat", "FTS5 of the database"]
+    assert all(row["p50_ms"] > 0 for row in searches)
 
 
 def test_cleaning_takes_the_noise_away(corpus_path, examples):
