@@ -1,4 +1,4 @@
-"""Indexing: answered questions into the store of a run."""
+"""Indexing: answered questions into the store of a run, and out of it."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from prefchat_jax.chat.answers import as_answers
-from prefchat_jax.chat.catalogue import save_segment
+from prefchat_jax.chat.catalogue import save_segment, saved_view, segment_path
 from prefchat_jax.chat.sqlite_store import SqliteStore
 from prefchat_jax.chat.store import NO_BUCKET
 from prefchat_jax.datasets.records import read_records
@@ -40,8 +40,7 @@ def index(
     Raises:
       UserError: a file cannot be read, or no row has a reply.
     """
-    run = RunDirectory.open(weights)
-    inference = Inference.load(run)
+    run, inference, path = _opened(weights, database)
     number = {}
     if run.config()["labels_given"]:  # Clusters have numbers of their own.
         buckets = run.read_json("labels.json")
@@ -53,7 +52,6 @@ def index(
     ]
     if not rows:
         raise UserError(f"{', '.join(map(str, paths))}: no row has a reply to store.")
-    path = pathlib.Path(database) if database else run.store
     if not path.exists():
         build_store(path, inference, rows)
     else:
@@ -63,6 +61,63 @@ def index(
     with open_store(path, inference) as store:
         total = len(store)
     return len(rows), total
+
+
+def delete(
+    weights: str | os.PathLike,
+    *,
+    ids: Sequence[int] = (),
+    responses: Sequence[str] = (),
+    database: str | os.PathLike | None = None,
+) -> tuple[int, int]:
+    """Removes entries from a store, or all that give some responses.
+
+    Returns:
+      The number of entries that were removed, and of those that are left.
+
+    Raises:
+      UserError: an entry or a response is not stored; then nothing is removed.
+    """
+    _, inference, path = _opened(weights, database)
+    with open_store(path, inference) as store:
+        known = {entry.id for entry in store.get(ids)}
+        for entry_id in ids:
+            if entry_id not in known:
+                raise UserError(f"{path}: there is no entry {entry_id}.")
+        for response in responses:
+            same = store.find_response(response)
+            if not same:
+                raise UserError(f"{path}: no entry gives the reply {response!r}.")
+            known |= {entry.id for entry in same}
+        removed, total = store.delete(known), len(store)
+    finish_store(path, inference)
+    return removed, total
+
+
+def check(
+    weights: str | os.PathLike, *, database: str | os.PathLike | None = None
+) -> None:
+    """Reads a whole store; raises `UserError` where it is damaged."""
+    _, inference, path = _opened(weights, database)
+    with open_store(path, inference) as store:
+        store.check()
+
+
+def stats(
+    weights: str | os.PathLike, *, database: str | os.PathLike | None = None
+) -> dict[str, int]:
+    """Stored entries, distinct responses, and bytes of the database and its index.
+
+    `index_bytes` is 0 where the index is missing or is of another state of the
+    store, so that a chat takes longer to start.
+    """
+    _, inference, path = _opened(weights, database)
+    with open_store(path, inference) as store:
+        found = store.stats()
+        view = saved_view(store, inference.featurizer.config.bits)
+        behind = view is None or view.version != store.version()
+    size = 0 if behind else segment_path(path).stat().st_size
+    return found | {"index_bytes": size}
 
 
 def build_store(
@@ -109,3 +164,11 @@ def open_store(
     bits = inference.featurizer.config.bits
     store = SqliteStore.open(path, fingerprint=inference.fingerprint, bits=bits)
     return contextlib.closing(store)
+
+
+def _opened(
+    weights: str | os.PathLike, database: str | os.PathLike | None
+) -> tuple[RunDirectory, Inference, pathlib.Path]:
+    run = RunDirectory.open(weights)
+    path = pathlib.Path(database) if database else run.store
+    return run, Inference.load(run), path

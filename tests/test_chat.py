@@ -6,7 +6,7 @@ import pytest
 
 from prefchat_jax import Chat, ChatSettings
 from prefchat_jax.chat.ranking import best_by_response, draw, fuse_buckets, score_terms
-from prefchat_jax.chat.store import NO_BUCKET, Entries, ResponseStore
+from prefchat_jax.chat.store import Entries
 from prefchat_jax.chat.styles import STYLES
 from prefchat_jax.errors import UserError
 from prefchat_jax.indexing import index
@@ -51,69 +51,10 @@ def test_draws_are_seeded_scale_free_and_greedy_at_zero():
     assert shares[4] == 0  # Only four can be drawn.
 
 
-# --- store
-
-
 @pytest.fixture
 def featurizer():
     rows = np.arange(2**12, dtype=np.int32)
     return Featurizer(FeatureConfig(bits=12), np.ones(2**12, np.float32), rows)
-
-
-@pytest.fixture
-def store(tmp_path, featurizer):
-    made = ResponseStore.create(
-        tmp_path / "s.db", fingerprint="f", max_features=featurizer.config.max_features
-    )
-    questions = ["where is my parcel", "track parcel", "money back", "open hours"]
-    responses = ["Track it.", "Track it.", "Press Refund.", "Nine to five."]
-    _add(made, featurizer, questions, responses, [0, 0, 1, NO_BUCKET])
-    yield made
-    made.close()
-
-
-def _add(store, featurizer, questions, responses, buckets):
-    store.add(
-        questions,
-        responses,
-        buckets,
-        featurizer.texts(questions),
-        featurizer.texts(responses),
-    )
-
-
-def test_what_is_stored_comes_back(store, featurizer):
-    entries = store.get([3, 1])
-    assert entries.questions == ["money back", "where is my parcel"]
-    assert entries.buckets.tolist() == [1, 0]
-    expected = featurizer.texts(["money back"])
-    used = expected.weights[0] > 0
-    np.testing.assert_array_equal(
-        entries.question_bags.ids[0, used], expected.ids[0, used]
-    )
-    np.testing.assert_allclose(
-        entries.question_bags.weights[0], expected.weights[0], atol=1e-3
-    )
-
-
-def test_a_pair_that_comes_again_counts(store, featurizer):
-    _add(store, featurizer, ["track parcel"], ["Track it."], [0])
-    assert len(store) == 4 and store.get([2]).counts.tolist() == [2]
-    # The most frequent entry of a bucket is pooled first.
-    assert store.pool(1).questions == ["track parcel", "money back", "open hours"]
-
-
-def test_search_ranks_by_bm25_stems_words_and_survives_any_text(store):
-    found = store.search("tracking parcels", 10)
-    assert list(found)[:2] == [2, 1] and min(found.values()) > 0
-    assert len(store.search("parcel", 1)) == 1 and store.search("parcel", 0) == {}
-    for text in ("", '"', "a OR b AND (", "NEAR/3", "日本", "'; DROP TABLE", "-*:^"):
-        store.search(text, 5)
-
-
-def test_a_store_of_another_checkpoint_is_refused(store, tmp_path):
-    with pytest.raises(UserError, match="another checkpoint"):
-        ResponseStore.open(tmp_path / "s.db", fingerprint="g", max_features=8)
 
 
 # --- replies

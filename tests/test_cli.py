@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import quick
 
+from prefchat_jax.chat import connections
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags
 from prefchat_jax.cli.main import COMMANDS, main
@@ -517,15 +518,13 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 def test_a_full_database_loses_nothing(own_run, tmp_path, capsys, monkeypatch):
-    from prefchat_jax.chat.store import ResponseStore
+    opened = connections.connect
 
-    opened = ResponseStore.open.__func__
-
-    def small(cls, path, **identity):
-        store = opened(cls, path, **identity)
-        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-        store._db.execute(f"PRAGMA max_page_count = {pages}")
-        return store
+    def small(path, mode):
+        db = opened(path, mode)
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count = {pages}")
+        return db
 
     rng = np.random.default_rng(0)
     path = tmp_path / "more.jsonl"
@@ -533,7 +532,7 @@ def test_a_full_database_loses_nothing(own_run, tmp_path, capsys, monkeypatch):
     rows = ({"user": words(), "assistant": words()} for _ in range(300))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = (own_run / "responses.db").read_bytes()
-    monkeypatch.setattr(ResponseStore, "open", classmethod(small))
+    monkeypatch.setattr(connections, "connect", small)
     assert main(["index", "--weights", str(own_run), "--data", str(path)]) == 2
     assert "full" in _one_line(capsys)
     assert (own_run / "responses.db").read_bytes() == before

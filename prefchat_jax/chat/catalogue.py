@@ -94,7 +94,7 @@ class Catalogue:
         self._store = store
         self._bits = bits
         self._lock = threading.Lock()
-        self._view = _saved(store, bits) or View(0, (), 0)
+        self._view = saved_view(store, bits) or View(0, (), 0)
 
     def view(self) -> View:
         """The present entries; cheap unless the store has changed."""
@@ -140,7 +140,7 @@ def segment_path(database: pathlib.Path) -> pathlib.Path:
     return database.with_suffix(".index")
 
 
-def _saved(store: SqliteStore, bits: int) -> View | None:
+def saved_view(store: SqliteStore, bits: int) -> View | None:
     """The view of a saved segment, if this store is the one it was made from."""
     found = Segment.open(segment_path(store.path))
     if found is None:

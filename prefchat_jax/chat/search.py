@@ -7,7 +7,6 @@ import numpy as np
 
 from prefchat_jax.chat.catalogue import Part, View
 from prefchat_jax.chat.config import ChatSettings
-from prefchat_jax.chat.segment import Segment
 from prefchat_jax.text.packed import PackedBags
 from prefchat_jax.text.words import WordQuery, telling, top
 
@@ -122,17 +121,11 @@ def _search_part(
         in_questions[entries] + RESPONSE_WORDS * in_responses[rows],
         segment.question_bags.take(entries).products(query.features),
         bags.products(query.features),
-        _scorer(segment, rows, query.vector),
+        segment.vectors.match(rows, query.vector),
         _repeat(bags, query.recent),
         segment.signals[rows],
         bags,
     )
-
-
-def _scorer(segment: Segment, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    if not len(vector) or segment.vectors.shape[1] != len(vector):
-        return np.zeros(len(rows), np.float32)
-    return segment.match(rows, vector)
 
 
 def _repeat(bags: PackedBags, recent: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ depend on the question is computed once, when the segment is built.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +13,11 @@ import numpy as np
 from prefchat_jax.chat.mapped import open_arrays, write_arrays
 from prefchat_jax.chat.store import Changes
 from prefchat_jax.chat.styles import BUILT_IN, signals
+from prefchat_jax.chat.vectors import VectorIndex
 from prefchat_jax.text.packed import PackedBags
-from prefchat_jax.text.words import WordIndex, top
+from prefchat_jax.text.words import WordIndex
 
-_EXACT = 20_000  # Responses up to which every component of a vector is compared.
-_LEADING = 32  # Components that are compared with all of more responses.
-_SHORTLIST = 8  # Times the limit: what is compared exactly after that.
-_SAMPLE = 50_000  # Vectors from which the components are found.
-_LAYOUT = "2"  # Raise it when a saved array would mean something else.
+_LAYOUT = "3"  # Raise it when a saved array would mean something else.
 
 
 class Segment(NamedTuple):
@@ -40,10 +37,7 @@ class Segment(NamedTuple):
         the most frequent first; before them are those without a bucket.
       best_entries: int32 `[m]` the most frequent entry of each response.
       signals: float32 `[m, styles]` how well each suits the built-in styles.
-      vectors: float16 `[m, d]` response vectors.
-      leading: float32 `[m, k]` their principal components; of few responses, all
-        that a vector has.
-      components: float32 `[d, k]` maps a vector to them.
+      vectors: of the responses.
     """
 
     ids: np.ndarray
@@ -58,9 +52,7 @@ class Segment(NamedTuple):
     response_buckets: np.ndarray
     best_entries: np.ndarray
     signals: np.ndarray
-    vectors: np.ndarray
-    leading: np.ndarray
-    components: np.ndarray
+    vectors: VectorIndex
 
     @classmethod
     def build(
@@ -81,8 +73,6 @@ class Segment(NamedTuple):
             texts.append(text)
             features.append(feature)
             blobs.append(blob)
-        vectors = _vectors(blobs)
-        components = _components(vectors)
         usual = beside.question_words.mean_length if beside else None
         usual_response = beside.response_words.mean_length if beside else None
         return cls(
@@ -98,9 +88,7 @@ class Segment(NamedTuple):
             np.searchsorted(bucket_of, np.arange(-1, bucket_of.max(initial=-1) + 2)),
             most_frequent(rows, changes.counts, len(order)),
             np.stack([signals(texts, style.name) for style in BUILT_IN], axis=1),
-            vectors,
-            vectors.astype(np.float32) @ components,
-            components,
+            VectorIndex.build(_vectors(blobs)),
         )
 
     def nearest(
@@ -113,31 +101,18 @@ class Segment(NamedTuple):
     ) -> np.ndarray:
         """Rows of the responses with the largest inner products, best first.
 
-        One matrix product over the leading components makes a shortlist, which
-        is then compared in full.
-
         Args:
           vector: float32 `[d]`.
           limit: how many.
           buckets: search only these, and what has no bucket; None searches all.
           alive: bool `[m]` which responses to search; None searches all.
         """
-        if not len(vector) or self.vectors.shape[1] != len(vector):
-            return np.zeros(0, np.int64)
-        rows = self._searched(buckets)
-        leading = self.leading if rows is None else self.leading[rows]
-        # `top` takes positive scores: cosines are at least -1.
-        scores = leading @ (vector @ self.components) + 2
-        if alive is not None:
-            scores *= alive if rows is None else alive[rows]
-        exact = leading.shape[1] == len(vector)
-        best = top(scores, limit if exact else _SHORTLIST * limit)
-        best = best if rows is None else rows[best]
-        return best if exact else best[top(self.match(best, vector) + 2, limit)]
-
-    def match(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
-        """Inner products of some response vectors with another."""
-        return self.vectors[rows].astype(np.float32) @ vector
+        allowed = alive
+        if buckets is not None:
+            allowed = np.zeros(len(self.response_ids), bool)
+            for rows in map(self._of_bucket, (-1, *buckets)):
+                allowed[rows] = True if alive is None else alive[rows]
+        return self.vectors.nearest(vector, limit, allowed)
 
     def of_buckets(
         self, buckets: np.ndarray, limit: int, *, alive: np.ndarray | None = None
@@ -163,24 +138,24 @@ class Segment(NamedTuple):
         except KeyError:
             return None
 
-    def _searched(self, buckets: np.ndarray | None) -> np.ndarray | None:
-        if buckets is None:
-            return None
-        return np.concatenate([self._of_bucket(b) for b in (-1, *buckets)])
-
     def _of_bucket(self, bucket: int) -> np.ndarray:
         if bucket + 2 >= len(self.response_buckets):
             return np.zeros(0, np.int64)
         return np.arange(*self.response_buckets[bucket + 1 : bucket + 3])
 
 
-_BAGS = ("question_bags", "response_bags")
-_WORDS = ("question_words", "response_words")
+_NESTED = {
+    "question_bags": PackedBags,
+    "question_words": WordIndex,
+    "response_bags": PackedBags,
+    "response_words": WordIndex,
+    "vectors": VectorIndex,
+}
 
 
-def _flatten(segment: Segment):
+def _flatten(segment: Segment) -> Iterator[tuple[str, np.ndarray]]:
     for name, value in segment._asdict().items():
-        if name in (*_BAGS, *_WORDS):
+        if name in _NESTED:
             for part, array in value._asdict().items():
                 yield f"{name}.{part}", np.asarray(array)
         else:
@@ -188,14 +163,15 @@ def _flatten(segment: Segment):
 
 
 def _unflatten(arrays: dict[str, np.ndarray]) -> Segment:
-    plain = [name for name in Segment._fields if name not in (*_BAGS, *_WORDS)]
-    parts: dict[str, Any] = {name: arrays[name] for name in plain}
-    for name in _BAGS:
-        columns = [arrays[f"{name}.{part}"] for part in PackedBags._fields]
-        parts[name] = PackedBags._make(columns)
-    for name in _WORDS:
-        columns = [arrays[f"{name}.{part}"] for part in WordIndex._fields]
-        index = WordIndex._make(columns)  # Numbers come back as arrays.
+    parts: dict[str, Any] = {}
+    for name in Segment._fields:
+        if name in _NESTED:
+            kind = _NESTED[name]
+            parts[name] = kind._make(arrays[f"{name}.{f}"] for f in kind._fields)
+        else:
+            parts[name] = arrays[name]
+    for name in ("question_words", "response_words"):  # Numbers come back as arrays.
+        index = parts[name]
         parts[name] = index._replace(
             size=int(index.size), mean_length=float(index.mean_length)
         )
@@ -244,12 +220,3 @@ def _vectors(blobs: Sequence[bytes]) -> np.ndarray:
         return np.zeros((len(blobs), 0), np.float16)
     flat = np.frombuffer(b"".join(blobs), "<f2")
     return flat.reshape(len(blobs), len(blobs[0]) // 2)
-
-
-def _components(vectors: np.ndarray) -> np.ndarray:
-    """float32 `[d, k]`: directions that hold most of the vectors; few need none."""
-    if len(vectors) <= _EXACT or vectors.shape[1] <= _LEADING:
-        return np.eye(vectors.shape[1], dtype=np.float32)
-    sample = vectors[:: -(-len(vectors) // _SAMPLE)].astype(np.float32)
-    _, components = np.linalg.eigh(sample.T @ sample)
-    return np.ascontiguousarray(components[:, : -_LEADING - 1 : -1], dtype=np.float32)
