@@ -93,6 +93,10 @@ def test_the_models_say_nothing_of_a_message_that_they_do_not_know(make_pool):
     found = evidence(pool, _query([0.9, 0.1, 0.0], known=0.0), stored=3)
     assert not found["scorer"].any() and not found["bucket"].any()
     assert found["question"].any()
+    weights = RelevanceWeights(words=1, question=2, response=3, scorer=4, bucket=5)
+    text = {name: found[name] for name in ("words", "question", "response")}
+    expected = (text["words"] + 2 * text["question"] + 3 * text["response"]) / 6
+    np.testing.assert_allclose(total(weigh(found, weights, 0.0)), expected, rtol=1e-5)
 
 
 def test_an_entry_without_a_bucket_wins_where_its_text_does(make_pool):

@@ -62,10 +62,18 @@ def evidence(pool: Pool, query: Query, stored: int) -> Terms:
     }
 
 
-def weigh(found: Terms, weights: RelevanceWeights) -> Terms:
-    """What each term adds to the relevance, a weighted mean in [0, 1]."""
+def weigh(found: Terms, weights: RelevanceWeights, known: float = 1.0) -> Terms:
+    """What each term adds to the relevance, a weighted mean in [0, 1].
+
+    Args:
+      found: from `evidence`.
+      weights: of the terms.
+      known: share of the message that the models know. Of the rest they say
+        nothing, rather than that nothing fits: text alone decides there.
+    """
     given = dataclasses.asdict(weights)
-    total = sum(given.values()) or 1.0
+    unknown = (1 - known) * (weights.scorer + weights.bucket)
+    total = (sum(given.values()) - unknown) or 1.0
     return {name: np.float32(given[name] / total) * found[name] for name in RELEVANCE}
 
 

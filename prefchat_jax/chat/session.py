@@ -401,7 +401,7 @@ class Chat:
         self, view: View, pool: Pool, query: Query, style: Style, creativity: float
     ) -> Terms:
         found = evidence(pool, query, view.size)
-        terms = weigh(found, self.calibration.weights)
+        terms = weigh(found, self.calibration.weights, query.known)
         return terms | taste(
             pool,
             total(terms),
