@@ -4,6 +4,7 @@ Pure functions of arrays, and `measure_chat`, which asks a chat for the arrays.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from prefchat_jax.chat.config import Calibration
 from prefchat_jax.chat.ranking import RELEVANCE
+from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.metrics import softmax
 from prefchat_jax.text.dialogue import Example
+from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.tuning import choices, tune_weights
 
 if TYPE_CHECKING:
@@ -230,7 +233,7 @@ def measure_chat(
     rows = [row for row in val_rows if row.response]
     if not rows or not len(chat):
         return found
-    temperature = found.get("temperature", 1.0)
+    temperature = found.get("temperature", chat.calibration.temperature)
     chat.calibration = Calibration(temperature=temperature)
     weights = tune_weights(choices(chat, rows))
     chat.calibration = Calibration(temperature=temperature, weights=weights)
@@ -238,6 +241,30 @@ def measure_chat(
     rows = rows[:: -(-len(rows) // _MEASURED)]  # Evenly: files are often sorted.
     relevance, is_right = _ask(chat, rows)
     return found | calibrate(relevance=relevance, is_right=is_right)
+
+
+def tune_run(weights: str | os.PathLike, rows: Sequence[Example]) -> dict[str, Any]:
+    """Fits ranking weights and confidence of a run to rows; keeps them in the run.
+
+    Args:
+      weights: run directory.
+      rows: answered rows that the run never saw, such as those of its users.
+
+    Returns:
+      What changed in config.json.
+
+    Raises:
+      UserError: the run cannot be read, or no row has a reply.
+    """
+    from prefchat_jax.chat.session import Chat
+
+    run = RunDirectory.open(weights)
+    if not any(row.response for row in rows):
+        raise UserError("--tune_ranking needs rows with a reply: there are none.")
+    with Chat.load(weights) as chat:
+        found = measure_chat(chat, rows)
+    run.write_json("config.json", run.config() | found)
+    return found
 
 
 def _ask(chat: "Chat", rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from prefchat_jax.text.dialogue import Example
 _ROWS = 600  # Rows that are asked.
 _BLOCK = 100  # Free-standing responses in one list.
 _SHARPNESS = 20.0  # Of the softmax at first.
-_SPREAD = 1.0  # Of the logarithms of the weights around those at first.
+_SPREAD = 0.5  # Of the logarithms of the weights around those at first.
 
 
 class Choice(NamedTuple):

@@ -60,9 +60,10 @@ def test_every_flag_it_names_exists():
 
     from prefchat_jax.building.config import BuildConfig
     from prefchat_jax.cli.chat import ChatFlags
+    from prefchat_jax.cli.serve import ServeFlags
     from prefchat_jax.training.config import FinetuneConfig
 
-    configs = (BuildConfig, ChatFlags, FinetuneConfig)
+    configs = (BuildConfig, ChatFlags, FinetuneConfig, ServeFlags)
     known = {f.name for c in configs for f in dataclasses.fields(c)}
     known |= {
         "peers",

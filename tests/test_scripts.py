@@ -1,6 +1,7 @@
 """The experiment and the benchmark run, small."""
 
 import dataclasses
+import json
 import pathlib
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from benchmarks import datasets as builder_benchmark
 from benchmarks import losses as benchmark
 from benchmarks import retrieval as retrieval_benchmark
+from benchmarks import serving as serving_benchmark
 from experiments import cleaning, compare_losses
 from prefchat_jax.building.filters import Limits, exchange_of, objection
 from prefchat_jax.datasets.records import read_records
@@ -78,6 +80,18 @@ def test_replies_and_searches_are_timed(run, corpus_path, monkeypatch):
     ways = [row["way"] for row in searches]
     assert ways[:2] == ["words of a chat", "FTS5 of the database"]
     assert all(row["p50_ms"] > 0 for row in searches)
+
+
+def test_the_server_is_timed(run, corpus_path, capsys):
+    argv = ["--weights", str(run.run.path), "--data", str(corpus_path), "--json"]
+    argv += ["--clients", "3", "--seconds", "1", "--max_batch", "1", "3"]
+    serving_benchmark.main(argv)
+    single, batched = json.loads(capsys.readouterr().out)
+    assert single["mean_batch"] == 1 < batched["mean_batch"] <= 3
+    for row in (single, batched):
+        assert row["errors"] == row["exit_code"] == 0
+        assert 0 < row["p50_ms"] <= row["p99_ms"] and row["replies_per_second"] > 3
+        assert 0 < row["client_cpu_ms"] < row["server_cpu_ms"]
 
 
 def test_cleaning_takes_the_noise_away(corpus_path, examples):

@@ -343,6 +343,17 @@ def test_a_full_queue_is_503_with_a_time_to_come_back(chat):
         assert [answer.result().status_code for answer in taken] == [200] * 3
 
 
+def test_an_answer_is_sent_at_once(url):
+    """A body that waits for its head to be acknowledged takes 40 ms each."""
+    body = encoded({"messages": HELLO, "n": 2})  # Refused, so that it is quick.
+    with httpx.Client() as client:
+        post = lambda: client.post(
+            url + CHAT, content=body, headers={"Content-Type": "application/json"}
+        )
+        times = [post().elapsed.total_seconds() for _ in range(30)]
+    assert sorted(times)[15] < 0.03
+
+
 # --- metrics, page, other origins
 
 

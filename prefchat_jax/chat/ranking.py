@@ -131,13 +131,12 @@ def diversify(
     if weight == 0 or len(order) < 2:
         return order[:limit]
     likeness = bags.take(order).gram()
-    gains, chosen = scores[order].copy(), []
-    nearest = np.zeros(len(order), np.float32)
+    nearest, chosen = np.zeros(len(order), np.float32), []
     while len(chosen) < min(limit, len(order)):
-        chosen.append(int(np.argmax(gains * (1 - weight * nearest))))
-        gains[chosen[-1]] = -np.inf
-        nearest = np.maximum(nearest, likeness[chosen[-1]])
-        nearest = np.minimum(nearest, 1.0)
+        gains = scores[order] * (1 - weight * nearest)
+        gains[chosen] = -np.inf
+        chosen.append(int(np.argmax(gains)))
+        nearest = np.minimum(np.maximum(nearest, likeness[chosen[-1]]), 1)
     return order[chosen]
 
 

@@ -39,6 +39,8 @@ class EvaluateFlags:
     """Where the classifier runs."""
     min_confidence: float | None = None
     """Abstain below it [measured by finetune]."""
+    tune_ranking: bool = False
+    """First fit the ranking weights and the confidence to these rows, in the run."""
     one_of_100: bool = False
     """Also rank each true reply among 100, beside BM25 and TF-IDF."""
     train_data: str | None = None
@@ -81,6 +83,8 @@ def main(argv: Sequence[str]) -> None:
 
     console = output()
     paths = corpus_paths(given.data, given.data_manifest)
+    if given.tune_ranking:
+        _tune(given.weights, paths, console)
     judged = judge_run(given.weights, paths, settings)
     found: dict[str, Any] = dict(figures(judged))
     rows = [[name, _shown(value)] for name, value in found.items()]
@@ -100,6 +104,17 @@ def main(argv: Sequence[str]) -> None:
         _say(console, f"reliability diagram: {given.plot}")
     if given.json:
         write_json(given.json, found)
+
+
+def _tune(weights: str, paths: Sequence[str | pathlib.Path], console: Console) -> None:
+    from prefchat_jax.calibration import tune_run
+    from prefchat_jax.datasets.records import read_records
+
+    with console.status("fitting the ranking"):
+        found = tune_run(weights, read_records(paths).examples)
+    fitted = ", ".join(f"{name} {value:g}" for name, value in found["weights"].items())
+    _say(console, f"ranking weights, kept in {weights}: {fitted}")
+    _say(console, "note: the figures below are of the rows that they were fitted to")
 
 
 def retrieval_table(title: str, systems: Sequence["Retrieval"]) -> Table:

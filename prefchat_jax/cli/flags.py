@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import operator
 import pathlib
 import re
 from collections.abc import Sequence
@@ -55,9 +54,10 @@ def _spell_unions(config: type) -> None:
     tyro checks defaults of the first by typeguard, and importing that takes as long
     as importing NumPy.
     """
+    spell: Any = Union
     for name, hint in get_type_hints(config).items():
         if isinstance(hint, UnionType):
-            config.__annotations__[name] = operator.getitem(Union, get_args(hint))
+            config.__annotations__[name] = spell[get_args(hint)]
 
 
 def _hint(config: type, argv: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -21,10 +22,21 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
       UserError: the port is taken or not allowed, or the host is not one's own.
     """
+    sock = None
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        kind = socket.SOCK_STREAM, socket.IPPROTO_TCP
+        family = socket.getaddrinfo(host, port, 0, *kind)[0][0]
+        # asyncio sends at once only where the protocol is named; else the body of an
+        # answer waits 40 ms for the client to acknowledge its head.
+        sock = socket.socket(family, *kind)
+        if os.name == "posix":  # Elsewhere it would let two servers share a port.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(1024)
+        return sock
     except OSError as error:
+        if sock is not None:
+            sock.close()
         raise UserError(
             f"--host {host} --port {port}: {error.strerror or error}. Choose another."
         ) from error
