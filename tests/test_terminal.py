@@ -295,8 +295,10 @@ def test_a_real_terminal_edits_completes_and_keeps_a_history(run, tmp_path):
     until(b"> ")
     os.write(terminal, b"/styl\tconc\t\n")
     until(b"style is concise")
+    until(b"> ")  # Before it the terminal is not readline's.
     os.write(terminal, b"where is my parcel\n")
     until(b"Open Orders")
+    until(b"> ")
     os.write(terminal, b"\x04")
     assert process.wait(30) == 0
     os.close(terminal)

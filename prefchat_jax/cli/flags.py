@@ -52,10 +52,10 @@ def _spell_unions(config: type) -> None:
     """Writes `X | None` as `Union[X, None]`, which means the same.
 
     tyro checks defaults of the first by typeguard, and importing that takes as long
-    as importing NumPy.
+    as importing NumPy. What tyro is told beside a type (`Positional`) stays.
     """
     spell: Any = Union
-    for name, hint in get_type_hints(config).items():
+    for name, hint in get_type_hints(config, include_extras=True).items():
         if isinstance(hint, UnionType):
             config.__annotations__[name] = spell[get_args(hint)]
 
