@@ -55,9 +55,10 @@ def _spell_unions(config: type) -> None:
     as importing NumPy.
     """
     spell: Any = Union
+    spelled: dict[str, Any] = config.__annotations__
     for name, hint in get_type_hints(config).items():
         if isinstance(hint, UnionType):
-            config.__annotations__[name] = spell[get_args(hint)]
+            spelled[name] = spell[get_args(hint)]
 
 
 def _hint(config: type, argv: Sequence[str]) -> str:
