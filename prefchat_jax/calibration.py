@@ -39,8 +39,9 @@ class Platt(NamedTuple):
         return _sigmoid(self.slope * np.asarray(relevance, np.float64) + self.offset)
 
 
-# Nearest to the identity on [0, 1]: what is assumed before any row is seen.
-IDENTITY = Platt(4.0, -2.0)
+# What is assumed before any row is seen. Few replies have all the evidence: one
+# that has over a quarter of it is more likely right than wrong.
+ASSUMED = Platt(8.0, -2.2)
 
 
 def fit_temperature(
@@ -80,7 +81,7 @@ def fit_platt(
     relevance: np.ndarray,
     is_right: np.ndarray,
     *,
-    prior: Platt = IDENTITY,
+    prior: Platt = ASSUMED,
     prior_rows: float = 4.0,
 ) -> Platt:
     """Logistic calibration of a reply's relevance; more is never less probable.
@@ -204,7 +205,7 @@ def calibrate(
         )
     if relevance is not None and is_right is not None and len(relevance):
         # Without a right reply, as where each row has its own, nothing is known.
-        platt = fit_platt(relevance, is_right) if np.any(is_right) else IDENTITY
+        platt = fit_platt(relevance, is_right) if np.any(is_right) else ASSUMED
         found["confidence"] = platt._asdict()
         found["min_confidence"] = _EVEN
     return found

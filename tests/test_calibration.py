@@ -4,7 +4,7 @@ from scipy.optimize import minimize, minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
 from prefchat_jax.calibration import (
-    IDENTITY,
+    ASSUMED,
     answer_threshold,
     calibrate,
     cautious_threshold,
@@ -86,7 +86,7 @@ def test_platt_maximizes_the_posterior(rows, rng):
 
 
 def test_platt_of_rows_that_say_little(rng):
-    assert fit_platt(np.zeros(0), np.zeros(0, bool)) == pytest.approx(IDENTITY)
+    assert fit_platt(np.zeros(0), np.zeros(0, bool)) == pytest.approx(ASSUMED)
     relevance = rng.random(300)
     for right in (True, False):
         found = fit_platt(relevance, np.full(300, right))
@@ -168,7 +168,7 @@ def test_calibrate_without_rows_says_nothing():
     assert calibrate(relevance=none, is_right=none) == {}
     # No reply can be right where each row has its own: then nothing is known.
     found = calibrate(relevance=np.array([0.2, 0.9]), is_right=np.zeros(2, bool))
-    assert found["confidence"] == IDENTITY._asdict()
+    assert found["confidence"] == ASSUMED._asdict()
 
 
 def test_a_run_is_calibrated(run):

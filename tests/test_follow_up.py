@@ -103,5 +103,6 @@ def test_a_refused_message_that_may_lean_is_tried_with_the_history(run, tmp_path
         assert chat.reply(message).abstained
         together = chat.reply(message, history=HISTORY)
         assert not together.abstained and together.bucket == "parcel"
+        assert len(chat.explain(message, history=HISTORY).searched) == 3
         longer = "what is the duration of the voyage to the moon"
-        assert chat.reply(longer, history=HISTORY).text == chat.reply(longer).text
+        assert chat.explain(longer, history=HISTORY).searched == ((longer, 1.0),)

@@ -76,8 +76,8 @@ class Calibration:
 
     weights: RelevanceWeights = RelevanceWeights()
     temperature: float = 1.0
-    slope: float = 4.0
-    offset: float = -2.0
+    slope: float = 8.0
+    offset: float = -2.2
     min_confidence: float = 0.0
 
     def confidence(self, relevance: float) -> float:
