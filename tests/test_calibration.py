@@ -72,7 +72,7 @@ def test_platt_is_logistic_regression(rng):
 @pytest.mark.parametrize("rows", [0, 1, 3, 40])
 def test_platt_maximizes_the_posterior(rows, rng):
     relevance, right = rng.random(rows), rng.random(rows) < 0.6
-    x = np.append(relevance, [0.25, 0.75])
+    x = np.append(relevance, [(-1 + 2.2) / 8, (1 + 2.2) / 8])
     y = np.append(right, 1 / (1 + np.exp([1.0, -1.0])))
     weights = np.append(np.ones(rows), [2.0, 2.0])
 
@@ -152,9 +152,7 @@ def test_calibrate_composes_them(rng):
     assert found["temperature"] == fit_temperature(logits, labels)
     platt = fit_platt(relevance, right)
     assert found["confidence"] == {"slope": platt.slope, "offset": platt.offset}
-    probability = platt.probability(relevance)
-    assert found["min_confidence"] == cautious_threshold(probability, right)
-    assert found["min_confidence"] == pytest.approx(0.5, abs=0.1)
+    assert found["min_confidence"] == 0.5  # More often right than wrong.
     probs = softmax(logits, found["temperature"])
     assert found["min_probability"] == scope_threshold(
         probs.max(axis=1), probs.argmax(axis=1) == labels
