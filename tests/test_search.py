@@ -42,7 +42,7 @@ def _query(text, buckets=(0.5, 0.0, 0.3, 0.0)):
     recent = np.roll(features, 5)[None]
     words = WordQuery.of([(text, 1.0)])
     near = vector("w1 w2").astype(np.float32)
-    return Query(words, features, near, np.array(buckets, np.float32), recent)
+    return Query(words, features, near, np.array(buckets, np.float32), 1.0, recent)
 
 
 def _bag(text):
