@@ -51,7 +51,7 @@ def test_a_follow_up_is_answered_from_the_history(chat):
 
 
 def test_it_abstains_below_the_threshold_and_names_the_nearest_question(run):
-    chat = Chat.load(run.run.path, settings=ChatSettings(min_confidence=0.99))
+    chat = Chat.load(run.run.path, settings=ChatSettings(min_confidence=0.9999))
     reply = chat.reply("where is my parcel")
     assert reply.abstained and "where is my parcel" in reply.text
     assert reply.text not in {c.response for c in reply.candidates}

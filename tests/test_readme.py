@@ -60,10 +60,19 @@ def test_every_flag_it_names_exists():
 
     from prefchat_jax.building.config import BuildConfig
     from prefchat_jax.cli.chat import ChatFlags
+    from prefchat_jax.cli.evaluate import EvaluateFlags
+    from prefchat_jax.cli.index import IndexFlags
     from prefchat_jax.cli.serve import ServeFlags
     from prefchat_jax.training.config import FinetuneConfig
 
-    configs = (BuildConfig, ChatFlags, FinetuneConfig, ServeFlags)
+    configs = (
+        BuildConfig,
+        ChatFlags,
+        EvaluateFlags,
+        FinetuneConfig,
+        IndexFlags,
+        ServeFlags,
+    )
     known = {f.name for c in configs for f in dataclasses.fields(c)}
     known |= {
         "peers",
@@ -76,5 +85,5 @@ def test_every_flag_it_names_exists():
         "flip",
         "val",
     }
-    named = set(re.findall(r"--([a-z_]+)", README.read_text()))
+    named = set(re.findall(r"--([a-z_0-9]+)", README.read_text()))
     assert named and not named - known, named - known

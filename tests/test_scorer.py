@@ -289,7 +289,7 @@ def test_a_run_has_a_scorer_that_finds_replies(run, examples):
     assert _reply_accuracy(run.run, examples) > 0.9
     shape, _ = load_scorer(run.run)
     assert shape.vocabulary == run.run.featurizer().num_scorer_rows
-    assert run.run.config()["scorer"]["width"] == 64
+    assert run.run.config()["scorer"]["width"] == 128
     assert len(run.corpus.scored.numbers) == len(run.corpus.train_rows)
 
 

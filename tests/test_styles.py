@@ -20,7 +20,6 @@ from prefchat_jax.chat.styles import (
     signals,
     strip_cues,
     style_names,
-    stylise,
     unregister_style,
 )
 from prefchat_jax.errors import UserError
@@ -188,7 +187,7 @@ def test_time_grows_linearly_with_the_length(piece):
     def everything(text):
         clean(text)
         for name in STYLES:
-            stylise(text, name, creativity=1.0, message=text)
+            get_style(name).show(text, 1.0, text)
         strip_cues(text)
         infer_style(text)
 
@@ -404,7 +403,7 @@ def test_wishes_at_the_edges_are_not_searched_for():
 
 
 def _show(text, style, creativity=0.5, message="m"):
-    return stylise(text, style, creativity=creativity, message=message)
+    return get_style(style).show(text, creativity, message)
 
 
 LONG = "It goes on and on with a great many words that nobody needs to read " * 2

@@ -665,7 +665,9 @@ def test_the_run_directory_is_complete_and_says_how_it_was_made(run):
         "labels.json",
         "features.npz",
         "checkpoints",
+        "inference.npz",
         "responses.db",
+        "responses.index",
         "metrics.jsonl",
     }
     config = RunDirectory.open(run.run.path).config()

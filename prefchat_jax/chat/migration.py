@@ -6,14 +6,16 @@ entries stay; vectors of a response scorer were not known and stay empty.
 """
 
 import contextlib
+import os
 import pathlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from prefchat_jax.chat.connections import connect, new_database, one_line
 from prefchat_jax.chat.schema import (
+    check_binding,
     create_tables,
     index_tables,
     optimize_texts,
@@ -28,24 +30,57 @@ _BLOCK = 5_000  # Entries that are in memory at once.
 _VERSION = 1  # Of the store once it is migrated.
 
 
-def migrate(path: pathlib.Path, bits: int) -> None:
-    """Brings a store of schema 1 up to date, all or nothing.
+_MAGIC = b"SQLite format 3\0"
+_USER_VERSION = slice(60, 64)  # Of the header of a SQLite file.
+
+
+def is_old(path: pathlib.Path) -> bool:
+    """Whether a file may be a store of schema 1, which wrote no user version.
+
+    It is read without SQLite: a connection that was opened before the file is
+    replaced would take the log of the new file for its own.
+    """
+    with path.open("rb") as file:
+        header = file.read(_USER_VERSION.stop)
+    return header.startswith(_MAGIC) and not any(header[_USER_VERSION])
+
+
+def migrate(path: pathlib.Path, *, fingerprint: str, bits: int) -> None:
+    """Brings a store of schema 1 that can be written up to date, all or nothing.
 
     Args:
-      path: the store; nobody else can write it meanwhile.
+      path: the store; other processes that would migrate it wait.
+      fingerprint: of its checkpoint.
       bits: log2 of the number of feature ids.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or of another checkpoint.
     """
-    with one_line(path):
-        inode = path.stat().st_ino
+    can_write = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    if not can_write or not is_old(path):
+        return
+    with _alone(path), one_line(path):
+        if not is_old(path):
+            return  # Another process was faster.
         with contextlib.closing(connect(path, "rw")) as old:
             old.execute("BEGIN EXCLUSIVE")
-            if path.stat().st_ino != inode or read_schema(old) != 1:
-                return  # Another process was faster.
-            with new_database(path) as aside:
-                _copy(old, aside, bits)
+            check_binding(old, path, fingerprint)
+            if read_schema(old) == 1:
+                with new_database(path) as aside:
+                    _copy(old, aside, bits)
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[None]:
+    """Holds a lock that one thread of one process can have."""
+    lock = path.with_name(f"{path.name}-migrating")
+    with lock.open("wb") as file:
+        with contextlib.suppress(ImportError):  # Windows has no fcntl.
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    lock.unlink(missing_ok=True)  # Who waited for it finds a migrated store.
 
 
 def _copy(old: sqlite3.Connection, aside: pathlib.Path, bits: int) -> None:

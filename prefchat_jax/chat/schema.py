@@ -84,6 +84,7 @@ def create_tables(db: sqlite3.Connection, fingerprint: str) -> None:
         "segment_state": "",
     }
     db.executescript(_TABLES)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # See `migration.is_old`.
     db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
 
 

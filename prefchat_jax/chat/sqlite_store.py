@@ -115,17 +115,17 @@ class SqliteStore:
                 "--data corpus.jsonl`."
             )
         with one_line(path):
+            if bits is not None and not read_only:
+                migration.migrate(path, fingerprint=fingerprint, bits=bits)
             mode = possible_mode(path, read_only=read_only)
             with contextlib.closing(connect(path, mode)) as db:
                 check_binding(db, path, fingerprint)
                 outdated = read_schema(db) < SCHEMA_VERSION
-            if outdated and (bits is None or mode != "rw"):
+            if outdated:
                 raise UserError(
                     f"{path} was written by an older version: open it once where it "
                     "can be written, with `prefchat index --weights RUN --stats`."
                 )
-            if outdated and bits is not None:
-                migration.migrate(path, bits)
         return cls(path, mode)
 
     def close(self) -> None:

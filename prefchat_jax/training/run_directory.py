@@ -7,6 +7,7 @@ features.npz       document frequencies and embedding rows of the features
 checkpoints/       orbax steps, the best and the last one
 inference.npz      cache of the best one for NumPy; may be deleted
 responses.db       stored replies (SQLite), bound to the best step
+responses.index    what chat derives from them, mapped into memory; may be deleted
 metrics.jsonl      one line for every chunk of training steps and every epoch
 ```
 """
