@@ -369,7 +369,7 @@ def test_a_read_only_store_reads_and_does_not_write(store, path):
 def test_a_directory_without_permission_to_write(store, path):
     store.close()
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv[2]); "
+        "import os, sys, urllib.parse; sys.path.insert(0, sys.argv[2]); "
         "from test_store import *; import pathlib; os.setuid(65534); "
         "store = SqliteStore.open(pathlib.Path(sys.argv[1]), fingerprint='f'); "
         "print(len(store), store.read_only, len(store.search_text('parcel', 9)))"
