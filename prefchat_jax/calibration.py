@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MEASURED = 1000  # Validation rows that are asked.
 _PRIOR, _PRIOR_ROWS = 0.5, 20  # Threshold before any row is asked: a coin's toss.
+_STORED = 0.5  # Share of the rows whose reply is stored, to judge replies by them.
 _EVEN = 0.5  # From here on a reply is more often right than wrong.
 _SACRIFICED = 0.05  # Share of in-scope rows that may be taken as out of scope.
 _LARGEST = 20.0  # Bound of the temperature, and of its inverse.
@@ -42,6 +43,7 @@ class Platt(NamedTuple):
 # What is assumed before any row is seen. Few replies have all the evidence: one
 # that has over a quarter of it is more likely right than wrong.
 ASSUMED = Platt(8.0, -2.2)
+ASSUMED_REPLIES = {"confidence": ASSUMED._asdict(), "min_confidence": _EVEN}
 
 
 def fit_temperature(
@@ -240,7 +242,12 @@ def measure_chat(
     chat.calibration = Calibration(temperature=temperature, weights=weights)
     found["weights"] = dataclasses.asdict(weights)
     rows = rows[:: -(-len(rows) // _MEASURED)]  # Evenly: files are often sorted.
-    relevance, is_right = _ask(chat, rows)
+    judged = [row for row in rows if chat.store.find_response(row.response)]
+    if len(judged) < _STORED * len(rows):
+        # In dialogues nearly every row has a reply of its own: that another one is
+        # given does not make it wrong, and every reply would be refused.
+        return found | ASSUMED_REPLIES
+    relevance, is_right = _ask(chat, judged)
     return found | calibrate(relevance=relevance, is_right=is_right)
 
 

@@ -1,8 +1,12 @@
+import json
+
 import numpy as np
 import pytest
+from conftest import quick
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
+from prefchat_jax import Chat
 from prefchat_jax.calibration import (
     ASSUMED,
     answer_threshold,
@@ -13,6 +17,7 @@ from prefchat_jax.calibration import (
     scope_threshold,
 )
 from prefchat_jax.evaluation.metrics import expected_calibration_error, softmax
+from prefchat_jax.finetune import finetune
 
 
 def _drawn(rng, rows, temperature, classes=6):
@@ -167,6 +172,22 @@ def test_calibrate_without_rows_says_nothing():
     # No reply can be right where each row has its own: then nothing is known.
     found = calibrate(relevance=np.array([0.2, 0.9]), is_right=np.zeros(2, bool))
     assert found["confidence"] == ASSUMED._asdict()
+
+
+def test_replies_that_are_not_stored_judge_nothing(run, corpus_path, tmp_path):
+    """Where each row has its own reply, the others are not wrong: chat answers."""
+    rows = [json.loads(line) for line in corpus_path.read_text().splitlines()]
+    path = tmp_path / "own.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps(row | {"assistant": f"{row['assistant']} Case {i}."}) + "\n"
+            for i, row in enumerate(rows)
+        )
+    )
+    own = finetune(quick(path, tmp_path / "own")).run
+    assert own.config()["confidence"] == ASSUMED._asdict()
+    assert not Chat.load(own.path).reply("where is my parcel").abstained
+    assert run.run.config()["confidence"] != ASSUMED._asdict()
 
 
 def test_a_run_is_calibrated(run):
