@@ -7,7 +7,6 @@ from typing import Literal
 from prefchat_jax.errors import UserError
 
 PoolMode = Literal["all", "topk"]
-StyleMode = Literal["auto", "balanced", "creative", "concise", "analyst"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

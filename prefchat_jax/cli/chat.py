@@ -9,7 +9,6 @@ from typing import Literal
 from prefchat_jax.chat.config import ChatSettings, PoolMode
 from prefchat_jax.chat.memory import Memory
 from prefchat_jax.chat.session import Chat
-from prefchat_jax.chat.styles import get_style
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.conversation import Conversation
 from prefchat_jax.cli.piped import answer_lines
@@ -76,11 +75,7 @@ class ChatFlags:
                 f"--response_temperature {self.response_temperature:g}: must be at "
                 "least 0."
             )
-        if self.style_mode != "auto":
-            try:
-                get_style(self.style_mode)
-            except UserError as error:
-                raise UserError(f"--style_mode: {error}") from None
+        flags.check_style(self.style_mode)
         if self.json and (self.why or self.explain):
             raise UserError("--json says all that --why and --explain do: drop those.")
         if (self.memory_db is None) != (self.user is None):

@@ -48,6 +48,17 @@ def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
         raise UserError(_hint(config, argv) + message) from None
 
 
+def check_style(name: str) -> None:
+    """Raises `UserError` where --style_mode names no style, also no registered one."""
+    from prefchat_jax.chat.styles import get_style
+
+    if name != "auto":
+        try:
+            get_style(name)
+        except UserError as error:
+            raise UserError(f"--style_mode: {error}") from None
+
+
 def _spell_unions(config: type) -> None:
     """Writes `X | None` as `Union[X, None]`, which means the same.
 

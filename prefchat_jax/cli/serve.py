@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tyro.conf import Positional, UseAppendAction
 
-from prefchat_jax.chat.config import ChatSettings, StyleMode
+from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output
 from prefchat_jax.errors import UserError
@@ -45,7 +45,7 @@ class ServeFlags:
     """Database of replies instead of the run's own."""
     min_confidence: float | None = None
     """Abstain below it [measured by finetune]; 0 never abstains."""
-    style_mode: StyleMode = "auto"
+    style_mode: str = "auto"
     """How replies look, where a request does not say."""
     creativity: float = 0.2
     """In [0, 1], where a request does not say."""
@@ -55,6 +55,7 @@ class ServeFlags:
     def __post_init__(self):
         if not 0 <= self.port < 2**16:
             raise UserError(f"--port {self.port}: must be in [0, 65535].")
+        flags.check_style(self.style_mode)
 
 
 def main(argv: Sequence[str]) -> None:
