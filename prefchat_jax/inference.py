@@ -87,11 +87,6 @@ class Inference:
         """The number of logits."""
         return len(self.classifier["head"]["base"]["bias"])
 
-    @functools.cached_property
-    def scorer_scale(self) -> float:
-        """What the cosine of a context and a response is multiplied by."""
-        return float(np.exp(self._scorer["log_scale"]))
-
     def bucket_logits(self, bags: Bags) -> np.ndarray:
         """Logits, float32 `[n, num_buckets]`, of bags as the featurizer gives them."""
         if self.predict is not None:

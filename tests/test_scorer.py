@@ -31,7 +31,6 @@ from prefchat_jax.training.scorer import (
     ScorerRecipe,
     ScorerRows,
     batch_losses,
-    encode_all,
     fit_scorer,
     in_batch_accuracy,
 )
@@ -75,7 +74,7 @@ def test_a_tower_equals_its_equation(tower, rng):
     np.testing.assert_allclose(
         got, list(_tower_oracle(params, tower, *bags)), atol=2e-6
     )
-    np.testing.assert_allclose(encode_all(CONFIG, params, tower, bags), got, atol=2e-6)
+    np.testing.assert_allclose(encode(CONFIG, params, tower, *bags), got, atol=2e-6)
 
 
 def test_parameters_have_the_layout_that_others_read():
@@ -192,8 +191,8 @@ def _fit(rows, epochs=12, **changes):
 
 
 def _right(params, rows):
-    x = encode_all(CONFIG, params, "context", rows.contexts)
-    y = encode_all(CONFIG, params, "response", rows.responses)
+    x = np.asarray(encode(CONFIG, params, "context", *rows.contexts))
+    y = np.asarray(encode(CONFIG, params, "response", *rows.responses))
     return np.mean(np.argmax(x @ y.T, axis=1) == rows.numbers)
 
 
@@ -275,10 +274,9 @@ def _reply_accuracy(run, examples):
     (config, params), featurizer = load_scorer(run), run.featurizer()
     replies = list(dict.fromkeys(e.response for e in examples))
     read = lambda bags: featurizer.scorer_embedded(bags)
-    x = encode_all(
-        config, params, "context", read(featurizer([e.context for e in examples]))
-    )
-    y = encode_all(config, params, "response", read(featurizer.texts(replies)))
+    contexts = read(featurizer([e.context for e in examples]))
+    x = encode(config, params, "context", *contexts)
+    y = encode(config, params, "response", *read(featurizer.texts(replies)))
     best = np.argmax(x @ y.T, axis=1)
     return np.mean(
         [replies[b] == e.response for b, e in zip(best, examples, strict=True)]

@@ -274,10 +274,6 @@ class Chat:
             pool = search(view, query, self._settings)
             yield pool, evidence(pool, query, view.size)
 
-    def bucket_logits(self, contexts: Sequence[Context]) -> np.ndarray:
-        """Logits, float32 `[n, C]`, before the temperature."""
-        return self._inference.bucket_logits(self._featurizer(contexts))
-
     def add(self, question: str, answer: str) -> int:
         """Stores an answer, without training; it can be found at once.
 

@@ -24,8 +24,6 @@ from prefchat_jax.text.features import Bags
 from prefchat_jax.training.loop import CHUNK, Progress, check_finite
 from prefchat_jax.training.optimizers import OptimizerConfig, make_optimizer
 
-ENCODE_BATCH = 1024
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScorerRecipe:
@@ -224,27 +222,3 @@ def fit_scorer(
             means = {name: float(np.mean(values)) for name, values in metrics.items()}
             progress.chunk(done, total, means)
     return state.params
-
-
-def encode_all(
-    config: ScorerConfig, params: Params, tower: Any, bags: Bags
-) -> np.ndarray:
-    """Unit vectors `[n, width]` of any number of bags, in NumPy."""
-    parts = [
-        _encode(config, params, tower, *(_padded(part, start) for part in bags))
-        for start in range(0, len(bags.ids), ENCODE_BATCH)
-    ]
-    empty = np.zeros((0, config.width), np.float32)
-    return np.concatenate([empty, *parts])[: len(bags.ids)]
-
-
-def _padded(part: np.ndarray, start: int) -> np.ndarray:
-    """One batch, padded to a power of two so that few shapes are compiled."""
-    rows = part[start : start + ENCODE_BATCH]
-    size = min(ENCODE_BATCH, 1 << (len(part) - 1).bit_length())
-    return np.pad(rows, ((0, max(size - len(rows), 0)), (0, 0)))
-
-
-@partial(jax.jit, static_argnames=("config", "tower"))
-def _encode(config, params, tower, ids, weights):
-    return encode(config, params, tower, ids, weights)
