@@ -94,7 +94,7 @@ def main() -> None:
     shown = []
     with Chat.load(given.weights) as chat:
         for name, learnt in (("rule", False), ("history always counts", True)):
-            chat._learnt_history = learnt  # As if the run had noted the other.
+            chat.learnt_history = learnt  # As if the run had noted the other.
             *shares, together, single = measure(chat, rows)
             figures = [f"{share:.4f}" for share in shares]
             shown.append([name, *figures, f"{together}", f"{single}"])

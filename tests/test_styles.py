@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefchat_jax.chat.cleanup import clean
+from prefchat_jax.chat.cues import strip_cues
 from prefchat_jax.chat.styles import (
     BUILT_IN,
     STYLES,
@@ -18,7 +19,6 @@ from prefchat_jax.chat.styles import (
     infer_style,
     register_style,
     signals,
-    strip_cues,
     style_names,
     unregister_style,
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from prefchat_jax.errors import UserError
 
@@ -78,6 +78,13 @@ class Calibration:
     slope: float = 8.0
     offset: float = -2.2
     min_confidence: float = 0.0
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> "Calibration":
+        """What config.json says; defaults where it is silent, as in older runs."""
+        weights = RelevanceWeights(**config.get("weights", {}))
+        plain = {k: config[k] for k in ("temperature", "min_confidence") if k in config}
+        return cls(weights=weights, **plain, **config.get("confidence", {}))
 
     def confidence(self, relevance: float) -> float:
         """The probability that a reply of this relevance is right."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from prefchat_jax.chat.catalogue import Part, View
 from prefchat_jax.chat.config import ChatSettings
+from prefchat_jax.chat.store import NO_BUCKET
 from prefchat_jax.text.packed import PackedBags
 from prefchat_jax.text.words import WordQuery, telling, top
 
@@ -72,7 +73,7 @@ def search(view: View, query: Query, settings: ChatSettings) -> Pool:
     responses of the probable buckets.
     """
     if not view.parts:
-        return _empty(query)
+        return free_standing(*[np.zeros(0, np.float32)] * 3)
     questions = telling(query.words, [s.question_words for s in view.segments])
     responses = telling(query.words, [s.response_words for s in view.segments])
     pools = [
@@ -83,6 +84,22 @@ def search(view: View, query: Query, settings: ChatSettings) -> Pool:
     bags = PackedBags.concatenate([pool.response_bags for pool in pools])
     columns = [np.concatenate(c) for c in zip(*(p[:-1] for p in pools), strict=True)]
     return Pool._make([*columns, bags])
+
+
+def free_standing(words: np.ndarray, response: np.ndarray, scorer: np.ndarray) -> Pool:
+    """A pool of `n` responses that answered no stored question.
+
+    Args:
+      words: float32 `[n]` BM25 scores.
+      response: float32 `[n]` cosines of the query and the responses.
+      scorer: float32 `[n]` cosines by the response scorer.
+    """
+    count = len(words)
+    nothing, ids = np.zeros(count, np.float32), np.arange(count)
+    nobody = np.full(count, NO_BUCKET, np.int32)
+    none = PackedBags(np.zeros(count + 1, np.int64), nothing[:0], nothing[:0])
+    given = words, nothing, response, scorer, nothing
+    return Pool(ids, ids, nobody, *given, np.zeros((count, 0), np.float32), none)
 
 
 def _search_part(
@@ -131,11 +148,3 @@ def _search_part(
 def _repeat(bags: PackedBags, recent: np.ndarray) -> np.ndarray:
     nothing = np.zeros(len(bags.offsets) - 1, np.float32)
     return functools.reduce(np.maximum, map(bags.products, recent), nothing)
-
-
-def _empty(query: Query) -> Pool:
-    none = np.zeros(0, np.float32)
-    bags = PackedBags(np.zeros(1, np.int64), np.zeros(0, np.uint16), none)
-    ids = np.zeros(0, np.int64)
-    numbers = [ids, ids, np.zeros(0, np.int32)]
-    return Pool._make([*numbers, *[none] * 5, np.zeros((0, 0), np.float32), bags])

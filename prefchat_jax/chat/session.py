@@ -5,15 +5,14 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from prefchat_jax.chat.answers import as_answers
 from prefchat_jax.chat.catalogue import Catalogue, View
 from prefchat_jax.chat.cleanup import clean
-from prefchat_jax.chat.config import Calibration, ChatSettings, RelevanceWeights
-from prefchat_jax.chat.follow_up import counted, learnt_history, may_lean
+from prefchat_jax.chat.config import Calibration, ChatSettings
+from prefchat_jax.chat.follow_up import learnt_history, may_lean
 from prefchat_jax.chat.ranking import (
     RELEVANCE,
     Terms,
@@ -21,37 +20,37 @@ from prefchat_jax.chat.ranking import (
     diversify,
     draw,
     evidence,
-    fuse_buckets,
     taste,
     total,
     weigh,
 )
+from prefchat_jax.chat.reading import Asked, Message, Reader
 from prefchat_jax.chat.reply import Candidate, Explanation, Reply
-from prefchat_jax.chat.search import RESPONSE_WORDS, Pool, Query, search
+from prefchat_jax.chat.search import (
+    RESPONSE_WORDS,
+    Pool,
+    Query,
+    free_standing,
+    search,
+)
 from prefchat_jax.chat.sqlite_store import SqliteStore
-from prefchat_jax.chat.store import NO_BUCKET, Entry
+from prefchat_jax.chat.store import NO_BUCKET, Entry, ResponseStore
 from prefchat_jax.chat.styles import (
     BUILT_IN,
     Style,
     get_style,
     infer_style,
     signals,
-    strip_cues,
 )
 from prefchat_jax.errors import UserError
-from prefchat_jax.inference import Inference, softmax
-from prefchat_jax.text.dialogue import Context, Turn, as_context, weighted_turns
-from prefchat_jax.text.features import Bags
-from prefchat_jax.text.packed import PackedBags, dense
-from prefchat_jax.text.words import WordIndex, WordQuery
+from prefchat_jax.inference import Inference
+from prefchat_jax.text.dialogue import as_context
+from prefchat_jax.text.words import WordIndex
 from prefchat_jax.training.run_directory import RunDirectory
 
 _SHOWN = 5  # Candidates that a reply carries,
 _DIVERSE = 16  # chosen among so many.
 _EXPLAINED = 10  # Candidates of an explanation.
-_RECENT = 4  # Earlier replies that a new one should not repeat.
-
-Message = Turn | tuple | dict
 
 
 class Chat:
@@ -61,6 +60,8 @@ class Chat:
 
     Attributes:
       calibration: what the run measured on its validation rows.
+      learnt_history: whether it learnt what to make of earlier turns; without,
+        they count only where a message leans on them.
       names: of the buckets.
       store: the stored answers.
     """
@@ -75,13 +76,13 @@ class Chat:
         history_share: float | None = None,
     ):
         self.calibration = calibration
+        self.learnt_history = learnt_history(history_share)
         self.names = names
-        self.store = store
+        self.store: ResponseStore = store
         self._inference = inference
-        self._featurizer = inference.featurizer
+        self._reader = Reader(inference, settings.top_labels)
         self._bits = inference.featurizer.config.bits
         self._settings = settings
-        self._learnt_history = learnt_history(history_share)
         self._catalogue = Catalogue(store, self._bits)
 
     @classmethod
@@ -118,7 +119,7 @@ class Chat:
         pooled = config["finetune"]["max_candidates_per_bucket"]
         if settings.max_candidates_per_bucket is None:
             settings = dataclasses.replace(settings, max_candidates_per_bucket=pooled)
-        calibration, share = _read_calibration(config), config.get("history")
+        calibration, share = Calibration.read(config), config.get("history")
         return cls(inference, names, store, settings, calibration, share)
 
     def reply(
@@ -205,11 +206,11 @@ class Chat:
         scores, relevance = total(terms), total(terms, RELEVANCE)
         best = best_by_response(scores, pool.response_ids)[:_EXPLAINED]
         found = self._candidates(pool, terms, scores, best)
-        probs = self._probabilities(self._featurizer([asked.context]))[0]
-        turns = self._featurizer.config.turns
+        temperature = self.calibration.temperature
+        probs = self._reader.probabilities(asked, temperature=temperature)
         return Explanation(
             dataclasses.replace(reply, milliseconds=spent),
-            tuple(weighted_turns(asked.context, turns)),
+            tuple(self._reader.searched(asked)),
             len(asked.history),
             self._named(probs),
             tuple(found.values()),
@@ -248,13 +249,12 @@ class Chat:
     ) -> Iterator[Terms]:
         """The terms behind `score_responses` before they are weighted, by message."""
         view = self._catalogue.view()
-        bags = self._featurizer([(Turn("assistant", text),) for text in responses])
+        bags, vectors = self._reader.responses(responses)
         words = WordIndex.build(responses)
         stored = [segment.response_words for segment in view.segments]
-        vectors = self._response_vectors(bags)
         nothing = np.zeros(len(responses), np.float32)
         for query in self._queries(self._asked(messages, histories)):
-            pool = _free_standing(
+            pool = free_standing(
                 RESPONSE_WORDS * words.scores(query.words, among=stored),
                 np.einsum("nf,nf->n", query.features[bags.ids], bags.weights),
                 vectors @ query.vector if len(query.vector) else nothing,
@@ -308,54 +308,26 @@ class Chat:
         self,
         messages: Sequence[str],
         histories: Sequence[Sequence[Message]] | None,
-    ) -> list["_Asked"]:
-        """What counts of each message and of the turns before it."""
-        asked = []
-        for message, history in zip(
-            messages, histories or [()] * len(messages), strict=True
-        ):
-            *earlier, last = as_context(strip_cues(message), history)
-            kept = counted(message, earlier, learnt=self._learnt_history)
-            asked.append(_Asked(message, tuple(earlier), (*kept, last)))
-        return asked
+    ) -> list[Asked]:
+        return self._reader.asked(messages, histories, learnt=self.learnt_history)
 
-    def _queries(self, asked: Sequence["_Asked"]) -> list[Query]:
-        bags = self._featurizer([one.context for one in asked])
-        probs = self._probabilities(bags)
-        vectors = np.zeros((len(asked), 0), np.float32)
-        if self._inference.scorer is not None:
-            vectors = self._inference.encode_contexts(bags)
-        turns = self._featurizer.config.turns
-        return [
-            Query(
-                WordQuery.of(weighted_turns(one.context, turns)),
-                dense(bags.ids[i], bags.weights[i], self._bits),
-                vectors[i],
-                fuse_buckets(probs[i], self._settings.top_labels),
-                self._featurizer.known(bags, i),
-                self._recent(one.history),
-            )
-            for i, one in enumerate(asked)
-        ]
-
-    def _probabilities(self, bags: Bags) -> np.ndarray:
-        """Of all buckets, float32 `[n, C]`."""
-        logits = self._inference.bucket_logits(bags)
-        return softmax(logits / np.float32(self.calibration.temperature))
+    def _queries(self, asked: Sequence[Asked]) -> list[Query]:
+        temperature = self.calibration.temperature
+        return self._reader.queries(asked, temperature=temperature)
 
     def _best_answer(
-        self, view: View, asked: "_Asked", query: Query, manner: "_Manner"
-    ) -> tuple[Reply, "_Asked", Query]:
+        self, view: View, asked: Asked, query: Query, manner: "_Manner"
+    ) -> tuple[Reply, Asked, Query]:
         """The reply, and what it answers.
 
         Where a message alone would be refused and may lean on the turns before it,
         that is the message with them, if it is not refused then.
         """
         reply = self._answer(view, query, asked.message, manner)
-        whole = (*asked.history, asked.context[-1])
-        if not reply.abstained or asked.context == whole or not may_lean(asked.message):
+        leant = asked.context != asked.whole and may_lean(asked.message)
+        if not (reply.abstained and leant):
             return reply, asked, query
-        again = asked._replace(context=whole)
+        again = asked._replace(context=asked.whole)
         (query_again,) = self._queries([again])
         other = self._answer(view, query_again, again.message, manner)
         if other.abstained:
@@ -463,25 +435,6 @@ class Chat:
         given = self._settings.min_confidence
         return self.calibration.min_confidence if given is None else given
 
-    def _response_vectors(self, bags: Bags) -> np.ndarray:
-        if self._inference.scorer is None:
-            return np.zeros((len(bags.ids), 0), np.float32)
-        return self._inference.encode_responses(bags)
-
-    def _recent(self, history: Context) -> np.ndarray:
-        shown = [turn.content for turn in history if turn.role == "assistant"]
-        bags = self._featurizer.texts(shown[-_RECENT:])
-        rows = [dense(*row, self._bits) for row in zip(*bags, strict=True)]
-        return np.array(rows, np.float32).reshape(len(rows), 2**self._bits)
-
-
-class _Asked(NamedTuple):
-    """A message, the turns before it, and the context that is searched with."""
-
-    message: str
-    history: tuple[Turn, ...]
-    context: tuple[Turn, ...]
-
 
 @dataclasses.dataclass(frozen=True)
 class _Manner:
@@ -502,23 +455,6 @@ class _Manner:
 
     def style_for(self, message: str) -> Style:
         return get_style(infer_style(message) if self.style == "auto" else self.style)
-
-
-def _read_calibration(config: dict) -> Calibration:
-    """What config.json says of the ranking; defaults where it is silent."""
-    weights = RelevanceWeights(**config.get("weights", {}))
-    plain = {k: config[k] for k in ("temperature", "min_confidence") if k in config}
-    return Calibration(weights=weights, **plain, **config.get("confidence", {}))
-
-
-def _free_standing(words: np.ndarray, response: np.ndarray, scorer: np.ndarray) -> Pool:
-    """A pool of responses that answered no stored question."""
-    count = len(words)
-    nothing, ids = np.zeros(count, np.float32), np.arange(count)
-    nobody = np.full(count, NO_BUCKET, np.int32)
-    none = PackedBags(np.zeros(count + 1, np.int64), nothing[:0], nothing[:0])
-    given = words, nothing, response, scorer, nothing
-    return Pool(ids, ids, nobody, *given, np.zeros((count, 0), np.float32), none)
 
 
 _NOTHING_STORED = "I have no stored answers yet."

@@ -96,6 +96,10 @@ class ResponseStore(Protocol):
         """Entries by id, in this order; those that are gone are left out."""
         ...
 
+    def find_response(self, response: str) -> list[Entry]:
+        """All entries that give this response."""
+        ...
+
     def changes(self, after: int) -> Changes:
         """What happened after a version; 0 is before everything."""
         ...

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from prefchat_jax.chat import cues
-from prefchat_jax.chat.cues import strip_cues
 from prefchat_jax.chat.showing import framed, plain, shortened, stepwise
 from prefchat_jax.errors import UserError
 
@@ -34,7 +33,6 @@ __all__ = [
     "infer_style",
     "register_style",
     "signals",
-    "strip_cues",
     "style_names",
     "unregister_style",
 ]
