@@ -51,7 +51,7 @@ def entries(view):
                 int(segment.counts[place]),
                 tuple(question.ids.tolist()),
                 tuple(response.ids.tolist()),
-                tuple(segment.vectors.vectors[segment.vectors.places[row]].tolist()),
+                tuple(segment.vectors.vectors[row].tolist()),
             )
         check_responses(part, alive)
     assert len(found) == view.size
@@ -69,6 +69,12 @@ def check_responses(part, alive):
             assert part.best_entries[row] == best
 
 
+def rounded(vector):
+    """As an index keeps a vector, by hand."""
+    vector = vector.astype(np.float32)
+    return tuple(np.rint(vector * 127 / np.abs(vector).max()).astype(int).tolist())
+
+
 def fresh(store):
     """The same from the store alone."""
     changes = store.changes(0)
@@ -79,7 +85,7 @@ def fresh(store):
             int(count),
             tuple(np.frombuffer(features, "<u2")[::2].tolist()),
             tuple(np.frombuffer(changes.responses[response][1], "<u2")[::2].tolist()),
-            tuple(np.frombuffer(changes.responses[response][2], "<f2").tolist()),
+            rounded(np.frombuffer(changes.responses[response][2], "<f2")),
         )
         for entry, response, bucket, count, features in zip(
             changes.ids.tolist(),
@@ -95,8 +101,9 @@ def fresh(store):
 # --- segments
 
 
-def _segment(vectors, buckets=None, counts=None):
-    count = len(vectors)
+def _segment(vectors, buckets=None, counts=None, given=None):
+    """One entry for each vector, or as many as responses are `given`."""
+    count = len(vectors if given is None else given)
     responses = {
         i: ("same text", blob("same text"), v.astype("<f2").tobytes())
         for i, v in enumerate(vectors)
@@ -106,7 +113,7 @@ def _segment(vectors, buckets=None, counts=None):
             1,
             np.arange(1, count + 1),
             ["same question"] * count,
-            np.arange(count),
+            np.arange(count) if given is None else given,
             np.full(count, -1, np.int32) if buckets is None else buckets,
             np.ones(count, np.int32) if counts is None else counts,
             [blob("same question")] * count,
@@ -160,7 +167,7 @@ def test_nearest_is_brute_force_for_few_responses(rng):
                 buckets=None if chosen is None else np.array(chosen, int),
                 alive=living,
             )
-            np.testing.assert_allclose(products[found], expected, atol=2e-3)
+            np.testing.assert_allclose(products[found], expected, atol=8e-3)
     assert not len(segment.nearest(query[:3], 9))
     assert len(segment.nearest(query, 5000)) == 2000
 
@@ -170,7 +177,7 @@ def _recall(rng, count, clusters):
     vectors = clustered(rng, count + 100, clusters=clusters)
     vectors, queries = vectors[:-100], vectors[-100:]
     segment = _segment(vectors)
-    assert len(segment.vectors.centres) > 100
+    assert segment.vectors.codes.shape == (4, count)
     found = 0
     for query in queries:
         best = np.argsort(-(vectors @ query))[:10]
@@ -179,33 +186,58 @@ def _recall(rng, count, clusters):
     return found / 1000
 
 
-@pytest.fixture
-def many(monkeypatch):
-    """Already 20,000 vectors are many."""
-    monkeypatch.setattr(vectors_module, "_EXACT", 20_000)
-
-
 @pytest.mark.parametrize("clusters", [1, 300])
-def test_of_many_responses_nearly_all_neighbours_are_found(rng, many, clusters):
+def test_of_many_responses_nearly_all_neighbours_are_found(rng, clusters):
     """Also where there are no clusters at all."""
-    assert _recall(rng, 30_000, clusters) >= (0.98 if clusters > 1 else 0.93)
+    assert _recall(rng, 30_000, clusters) >= (0.98 if clusters > 1 else 0.95)
 
 
-def test_cells_hold_each_vector_once(rng, many):
+def test_codes_keep_out_what_is_not_allowed(rng):
     vectors = clustered(rng, 25_000, 16)
     index = VectorIndex.build(vectors)
-    np.testing.assert_array_equal(np.sort(index.rows), np.arange(len(vectors)))
-    np.testing.assert_array_equal(index.vectors[index.places], vectors)
     rows = rng.integers(len(vectors), size=50)
     expected = vectors[rows] @ vectors[3]
-    np.testing.assert_allclose(index.match(rows, vectors[3]), expected, atol=1e-6)
-    allowed = rng.random(len(vectors)) < 0.3
-    found = index.nearest(vectors[3], 200, allowed)
-    assert len(found) == 200 and allowed[found].all()
-    products = vectors[found] @ vectors[3]
-    assert (np.diff(products) <= 1e-6).all()
+    np.testing.assert_allclose(index.match(rows, vectors[3]), expected, atol=8e-3)
+    for share in (0.3, 0.02):
+        allowed = rng.random(len(vectors)) < share
+        found = index.nearest(vectors[3], 200, allowed)
+        assert len(found) == 200 and allowed[found].all()
+        products = index.match(found, vectors[3])
+        assert (np.diff(products) <= 1e-6).all()
+    assert len(index.nearest(vectors[3], 9_000)) == 9_000
     again = VectorIndex.build(vectors)
-    np.testing.assert_array_equal(again.centres, index.centres)
+    np.testing.assert_array_equal(again.codes, index.codes)
+
+
+def test_a_code_is_the_side_of_each_plane(rng):
+    vectors = clustered(rng, 3_000, 64)
+    index = VectorIndex.build(vectors)
+    np.testing.assert_allclose(np.linalg.norm(index.planes, axis=0), 1, atol=1e-5)
+    across = index.planes[:, :64].T @ index.planes[:, :64]
+    np.testing.assert_allclose(across, np.eye(64), atol=1e-5)
+    sides = vectors @ index.planes > 0
+    expected = (sides[5] != sides).sum(1)
+    query = vectors[5]
+    np.testing.assert_array_equal(index._distances(query), expected)
+    opposite = index._distances(-query)
+    assert opposite[5] == 0  # 256 bits, in a byte: it is compared in full.
+    assert 5 not in index.nearest(-query, 100)
+
+
+def test_a_response_of_two_buckets_is_in_both(rng):
+    """Else it would be found by its most frequent bucket only."""
+    vectors = clustered(rng, 2, 8)
+    segment = _segment(
+        vectors,
+        buckets=np.array([2, 2, 0, 1], np.int32),
+        counts=np.array([1, 3, 1, 1], np.int32),
+        given=np.array([0, 0, 0, 1]),
+    )
+    ids = lambda bucket: segment.response_ids[segment.of_buckets(np.array([bucket]), 9)]
+    assert [ids(bucket).tolist() for bucket in range(3)] == [[0], [1], [0]]
+    assert segment.buckets[segment.best_entries].tolist() == [0, 1, 2]
+    found = segment.nearest(vectors[0], 9, buckets=np.array([0]))
+    assert segment.response_ids[found].tolist() == [0]
 
 
 def test_the_responses_of_a_bucket_come_by_frequency(rng):

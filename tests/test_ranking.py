@@ -158,7 +158,7 @@ def test_the_list_says_different_things(make_pool):
     scores = np.array([1.0, 0.95, 0.8, 0.5], np.float32)
     order = np.arange(4)
     shown = lambda weight, limit=3: diversify(
-        order, scores, pool.response_bags, limit=limit, weight=weight
+        order, scores, pool.response_bags, limit=limit, weight=weight, bits=16
     ).tolist()
     assert shown(0.0) == [0, 1, 2] and shown(0.5) == [0, 2, 1]
     assert shown(0.5, limit=9) == [0, 2, 3, 1] or shown(0.5, limit=9)[0] == 0
@@ -183,13 +183,14 @@ def test_diversity_is_maximal_marginal_relevance(make_pool, rng):
     pool = make_pool(replies)
     scores = rng.random(12).astype(np.float32)
     order = np.argsort(-scores, kind="stable")
-    gram = pool.response_bags.gram()
+    bags = pool.response_bags
+    gram = np.stack([bags.products(bags.dense(i, 16)) for i in range(12)])
     chosen = []
     while len(chosen) < 6:
         rest = [i for i in order if i not in chosen]
         near = lambda i: min(max((gram[i, j] for j in chosen), default=0.0), 1.0)
         chosen.append(max(rest, key=lambda i: scores[i] * (1 - 0.4 * near(i))))
-    found = diversify(order, scores, pool.response_bags, limit=6, weight=0.4)
+    found = diversify(order, scores, bags, limit=6, weight=0.4, bits=16)
     assert found.tolist() == chosen
 
 

@@ -62,9 +62,11 @@ def test_every_number_of_a_pool_is_that_of_a_loop(store):
     pool = search(Catalogue(store, BITS).view(), query, ALL)
     changes = store.changes(0)
     texts = {key: text for key, (text, _, _) in changes.responses.items()}
-    order = sorted(texts)
+    # A response of two buckets counts once for each.
+    pairs = zip(changes.response_ids.tolist(), changes.buckets.tolist(), strict=True)
+    order = sorted(set(pairs))
     asked = WordIndex.build(changes.questions).scores(query.words)
-    replied = WordIndex.build([texts[key] for key in order]).scores(query.words)
+    replied = WordIndex.build([texts[key] for key, _ in order]).scores(query.words)
     assert len(pool.ids) == len(set(pool.ids.tolist()))
     for i, entry in enumerate(pool.ids):
         row = int(np.flatnonzero(changes.ids == entry)[0])
@@ -72,7 +74,10 @@ def test_every_number_of_a_pool_is_that_of_a_loop(store):
         text = texts[response]
         assert pool.response_ids[i] == response
         assert pool.buckets[i] == changes.buckets[row]
-        words = asked[row] + RESPONSE_WORDS * replied[order.index(response)]
+        words = (
+            asked[row]
+            + RESPONSE_WORDS * replied[order.index((response, pool.buckets[i]))]
+        )
         assert pool.words[i] == pytest.approx(words, abs=1e-4)
         question = _bag(changes.questions[row]) @ query.features
         assert pool.question[i] == pytest.approx(question, abs=1e-3)

@@ -7,7 +7,7 @@ import numpy as np
 from prefchat_jax.chat.store import Answers
 from prefchat_jax.inference import Inference
 from prefchat_jax.text.dialogue import Context, Turn
-from prefchat_jax.text.packed import encode
+from prefchat_jax.text.packed import encode, sketch
 
 
 def as_answers(
@@ -29,7 +29,7 @@ def as_answers(
     # Replies repeat: each distinct one is featurised once.
     distinct = {text: i for i, text in enumerate(dict.fromkeys(responses))}
     bags = featurizer([(Turn("assistant", text),) for text in distinct])
-    features = encode(bags, bits)
+    features = encode(sketch(bags), bits)
     vectors = np.zeros((len(distinct), 0), np.float16)
     if inference.scorer is not None:
         vectors = inference.encode_responses(bags).astype(np.float16)
@@ -38,7 +38,7 @@ def as_answers(
         [context[-1].content for context in contexts],
         responses,
         np.fromiter(buckets, np.int32, len(responses)),
-        encode(featurizer(contexts), bits),
+        encode(sketch(featurizer(contexts)), bits),
         [features[place] for place in places],
         vectors[places],
     )

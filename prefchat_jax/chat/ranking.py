@@ -123,6 +123,7 @@ def diversify(
     *,
     limit: int,
     weight: float,
+    bits: int,
 ) -> np.ndarray:
     """The best candidate, and then those that score well and say something else.
 
@@ -135,16 +136,18 @@ def diversify(
       bags: features of all responses.
       limit: how many to choose.
       weight: the share that a copy loses; 0 leaves the order as it is.
+      bits: log2 of the number of feature ids.
     """
     if weight == 0 or len(order) < 2:
         return order[:limit]
-    likeness = bags.take(order).gram()
+    bags, scores = bags.take(order), scores[order]
     nearest, chosen = np.zeros(len(order), np.float32), []
     while len(chosen) < min(limit, len(order)):
-        gains = scores[order] * (1 - weight * nearest)
+        gains = scores * (1 - weight * nearest)
         gains[chosen] = -np.inf
         chosen.append(int(np.argmax(gains)))
-        nearest = np.minimum(np.maximum(nearest, likeness[chosen[-1]]), 1)
+        likeness = bags.products(bags.dense(chosen[-1], bits))
+        nearest = np.minimum(np.maximum(nearest, likeness), 1)
     return order[chosen]
 
 

@@ -12,7 +12,7 @@ from prefchat_jax.chat.search import Query
 from prefchat_jax.inference import Inference, softmax
 from prefchat_jax.text.dialogue import Context, Turn, as_context, weighted_turns
 from prefchat_jax.text.features import Bags
-from prefchat_jax.text.packed import dense
+from prefchat_jax.text.packed import dense, sketch
 from prefchat_jax.text.words import WordQuery
 
 _RECENT = 4  # Earlier replies that a new one should not repeat.
@@ -102,11 +102,11 @@ class Reader:
         return weighted_turns(asked.context, self._featurizer.config.turns)
 
     def responses(self, texts: Sequence[str]) -> tuple[Bags, np.ndarray]:
-        """Features of responses, and their vectors, float32 `[n, d]`."""
+        """Sketches of responses, and their vectors, float32 `[n, d]`."""
         bags = self._featurizer([(Turn("assistant", text),) for text in texts])
         if self._inference.scorer is None:
-            return bags, np.zeros((len(texts), 0), np.float32)
-        return bags, self._inference.encode_responses(bags)
+            return sketch(bags), np.zeros((len(texts), 0), np.float32)
+        return sketch(bags), self._inference.encode_responses(bags)
 
     def _probabilities(self, bags: Bags, temperature: float) -> np.ndarray:
         logits = self._inference.bucket_logits(bags)

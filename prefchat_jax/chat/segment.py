@@ -17,11 +17,13 @@ from prefchat_jax.chat.vectors import VectorIndex
 from prefchat_jax.text.packed import PackedBags
 from prefchat_jax.text.words import WordIndex
 
-_LAYOUT = "3"  # Raise it when a saved array would mean something else.
+_LAYOUT = "4"  # Raise it when a saved array would mean something else.
 
 
 class Segment(NamedTuple):
-    """`n` entries that give `m` responses; responses are ordered by bucket.
+    """`n` entries that give `m` responses, in the order of their buckets.
+
+    A response that several buckets give counts as one for each of them.
 
     Attributes:
       ids: int64 `[n]` ids in the store, ascending.
@@ -30,7 +32,7 @@ class Segment(NamedTuple):
       counts: int32 `[n]`.
       question_bags: features of the questions with their context.
       question_words: words of the questions.
-      response_ids: int64 `[m]` ids in the store.
+      response_ids: int64 `[m]` ids in the store; once for each bucket.
       response_bags: features of the responses.
       response_words: words of the responses.
       response_buckets: int64 `[B + 1]` where the responses of each bucket begin,
@@ -201,17 +203,20 @@ def most_frequent(
 
 
 def _by_bucket(changes: Changes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Response ids by the bucket and the count of their most frequent entry.
+    """Response ids by bucket and by the count of their most frequent entry there.
 
     Returns:
       Ids and buckets, `[m]`, and for each entry the place of its response.
     """
-    ids, rows = np.unique(changes.response_ids, return_inverse=True)
-    best = most_frequent(rows, changes.counts, len(ids))
-    order = np.lexsort((-changes.counts[best], changes.buckets[best]))
+    buckets = changes.buckets.astype(np.int64) + 1  # No bucket is -1.
+    base = buckets.max(initial=0) + 1
+    keys, rows = np.unique(changes.response_ids * base + buckets, return_inverse=True)
+    best = most_frequent(rows, changes.counts, len(keys))
+    order = np.lexsort((-changes.counts[best], keys % base))
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
-    return ids[order], changes.buckets[best][order], place[rows]
+    keys = keys[order]
+    return keys // base, keys % base - 1, place[rows]
 
 
 def _vectors(blobs: Sequence[bytes]) -> np.ndarray:

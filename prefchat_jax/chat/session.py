@@ -394,6 +394,7 @@ class Chat:
             pool.response_bags,
             limit=_SHOWN,
             weight=style.weights.diversity,
+            bits=self._bits,
         ).tolist()
 
     def _candidates(

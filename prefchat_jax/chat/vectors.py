@@ -1,11 +1,13 @@
-"""An index of unit vectors: those nearest to another, without looking at them all.
+"""An index of unit vectors: those nearest to another, without comparing them all.
 
-Many vectors are sorted into cells around centres found by k-means, and only the
-cells nearest to the query are compared, in full (an inverted file: Jégou, Douze &
-Schmid, "Product Quantization for Nearest Neighbor Search", 2011). On vectors of
-two trained scorers, 60,000 responses each, that finds more than .98 of the ten
-nearest; a shortlist by as many principal components as take the same time finds
-between .64 and .85.
+Each vector has a code of bits, one for each of some planes: the side it is on. Two
+vectors at an angle `t` differ in a share `t / pi` of random bits (Charikar,
+"Similarity Estimation Techniques from Rounding Algorithms", 2002; planes at right
+angles to one another vary less: Ji et al., "Super-Bit Locality-Sensitive Hashing",
+2012). Counting bits is some thirty times cheaper than a product, and those with the
+fewest other bits are then compared in full. Of the ten nearest to unseen contexts
+that finds .98 among 51,000 replies of a chit-chat scorer and .99 among 80,000 of
+task dialogues; cells around centres find .73 and .99 in the same time.
 """
 
 from typing import NamedTuple
@@ -14,45 +16,45 @@ import numpy as np
 
 from prefchat_jax.text.words import top
 
-_EXACT = 50_000  # Vectors up to which all are compared: about 1 ms.
-_PROBED = 0.25  # Share of more vectors that is compared.
-_SAMPLE = 20  # Vectors for each centre from which the centres are found,
-_ROUNDS = 8  # in so many steps.
-_BLOCK = 4_096  # Vectors that are compared with all centres at once.
+_BITS = 256  # Of a code; at most that, for distances are kept in a byte.
+_COMPARED = 2_000  # Vectors that are compared in full, or
+_ROOTS = 8  # so many times the root of how many there are.
+_SAMPLE = 8_192  # Distances from which the largest that counts is estimated.
+_BLOCK = 65_536  # Vectors whose codes are computed at once.
 
 
 class VectorIndex(NamedTuple):
-    """`m` vectors in `k` cells; few have one cell.
+    """`m` vectors and their codes.
 
     Attributes:
-      vectors: float32 `[m, d]`, one cell after the other.
-      rows: int32 `[m]` the number of each of them.
-      places: int32 `[m]` where the vector of each number is.
-      cells: int64 `[k + 1]` where each cell begins.
-      centres: float32 `[k, d]`.
+      vectors: int8 `[m, d]`, each divided by its scale and rounded: a product with
+        a unit vector is off by some thousandths, and its numbers take a quarter of the
+        room and are read four times as fast.
+      scales: float32 `[m]`.
+      codes: uint64 `[bits / 64, m]`; `[0, m]` for few vectors.
+      planes: float32 `[d, bits]` what is normal to each of them.
     """
 
     vectors: np.ndarray
-    rows: np.ndarray
-    places: np.ndarray
-    cells: np.ndarray
-    centres: np.ndarray
+    scales: np.ndarray
+    codes: np.ndarray
+    planes: np.ndarray
 
     @classmethod
     def build(cls, vectors: np.ndarray) -> "VectorIndex":
         """Indexes vectors, float `[m, d]`, of unit length; d may be 0."""
-        vectors = vectors.astype(np.float32)
-        if len(vectors) <= _EXACT or not vectors.shape[1]:
-            rows = np.arange(len(vectors), dtype=np.int32)
-            cells = np.array([0, len(vectors)])
-            return cls(vectors, rows, rows, cells, vectors[:1])
-        centres = _centres(vectors)
-        nearest = _assigned(vectors, centres)
-        rows = np.argsort(nearest, kind="stable").astype(np.int32)
-        places = np.empty_like(rows)
-        places[rows] = np.arange(len(rows), dtype=np.int32)
-        cells = np.searchsorted(nearest[rows], np.arange(len(centres) + 1))
-        return cls(vectors[rows], rows, places, cells, centres)
+        count, width = vectors.shape
+        planes = _planes(width, _BITS if width and count > _COMPARED else 0)
+        codes = np.zeros((planes.shape[1] // 64, count), np.uint64)
+        rounded = np.zeros((count, width), np.int8)
+        scales = np.zeros(count, np.float32)
+        for i in range(0, count, _BLOCK):
+            span = slice(i, i + _BLOCK)
+            block = vectors[span].astype(np.float32)
+            codes[:, span] = _codes(block, planes)
+            scales[span] = np.abs(block).max(axis=1, initial=1e-9) / 127
+            rounded[span] = np.rint(block / scales[span, None])
+        return cls(rounded, scales, codes, planes)
 
     def nearest(
         self, vector: np.ndarray, limit: int, allowed: np.ndarray | None = None
@@ -66,49 +68,62 @@ class VectorIndex(NamedTuple):
         """
         if not self.fits(vector):
             return np.zeros(0, np.int64)
-        spans = self._probed(vector)
-        scores = np.concatenate([self.vectors[span] @ vector for span in spans])
-        rows = np.concatenate([self.rows[span] for span in spans])
-        scores += 2  # `top` takes positive scores: cosines are at least -1.
-        if allowed is not None:
-            scores *= allowed[rows]
-        return rows[top(scores, limit)]
+        rows = self._likely(vector, limit, allowed)
+        # `top` takes positive scores: cosines are at least -1.
+        return rows[top(self.match(rows, vector) + 2, limit)]
 
     def match(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Inner products of some vectors with another; 0 if that has another length."""
         if not self.fits(vector):
             return np.zeros(len(rows), np.float32)
-        return self.vectors[self.places[rows]] @ vector
+        return (
+            self.vectors.take(rows, axis=0).astype(np.float32) @ vector
+        ) * self.scales[rows]
 
     def fits(self, vector: np.ndarray) -> bool:
         """Whether there is anything to compare a vector with."""
         return len(vector) > 0 and self.vectors.shape[1] == len(vector)
 
-    def _probed(self, vector: np.ndarray) -> list[slice]:
-        if len(self.cells) == 2:
-            return [slice(None)]
-        order = np.argsort(-(self.centres @ vector), kind="stable")
-        sizes = np.cumsum((self.cells[1:] - self.cells[:-1])[order])
-        order = order[: np.searchsorted(sizes, _PROBED * sizes[-1]) + 1]
-        return list(map(slice, self.cells[order], self.cells[order + 1]))
+    def _likely(
+        self, vector: np.ndarray, limit: int, allowed: np.ndarray | None
+    ) -> np.ndarray:
+        """The vectors whose codes differ least, at least `limit` of them."""
+        count = len(self.vectors)
+        wanted = max(_COMPARED, int(_ROOTS * count**0.5), limit)
+        rows = None if allowed is None else np.flatnonzero(allowed)
+        if (count if rows is None else len(rows)) <= wanted:
+            return np.arange(count) if rows is None else rows
+        distances = self._distances(vector)
+        if rows is not None:
+            distances = distances[rows]
+        step = max(len(distances) // _SAMPLE, 1) if wanted > limit else 1
+        sample, place = distances[::step], wanted // step
+        near = np.flatnonzero(distances <= np.partition(sample, place)[place])
+        return near if rows is None else rows[near]
+
+    def _distances(self, vector: np.ndarray) -> np.ndarray:
+        """In how many bits each code differs, uint8 `[m]`.
+
+        All bits, the opposite of the vector, counts as none: it is compared in
+        full and found wanting.
+        """
+        distances = np.zeros(len(self.vectors), np.uint8)
+        for codes, code in zip(
+            self.codes, _codes(vector[None], self.planes), strict=True
+        ):
+            distances += np.bitwise_count(codes ^ code)
+        return distances
 
 
-def _centres(vectors: np.ndarray) -> np.ndarray:
-    """Spherical k-means (Dhillon & Modha, 2001) of an even sample, `[k, d]`."""
-    count = 4 * int(len(vectors) ** 0.5)
-    sample = vectors[:: max(len(vectors) // (_SAMPLE * count), 1)]
-    centres = sample[:: len(sample) // count][:count].copy()
-    for _ in range(_ROUNDS):
-        nearest = _assigned(sample, centres)
-        order = np.argsort(nearest, kind="stable")
-        used, first = np.unique(nearest[order], return_index=True)
-        centres[used] = np.add.reduceat(sample[order], first, axis=0)
-        centres /= np.linalg.norm(centres, axis=1, keepdims=True) + 1e-12
-    return centres
+def _planes(width: int, bits: int) -> np.ndarray:
+    """Random directions, at right angles to `width - 1` others, `[width, bits]`."""
+    rng = np.random.default_rng(0)
+    planes = [np.zeros((width, 0))]
+    while sum(group.shape[1] for group in planes) < bits:
+        planes.append(np.linalg.qr(rng.standard_normal((width, width)))[0])
+    return np.concatenate(planes, axis=1)[:, :bits].astype(np.float32)
 
 
-def _assigned(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The nearest centre of each vector, int64 `[n]`."""
-    blocks = range(0, len(vectors), _BLOCK)
-    found = [np.argmax(vectors[i : i + _BLOCK] @ centres.T, axis=1) for i in blocks]
-    return np.concatenate(found)
+def _codes(vectors: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """The side of each plane that vectors are on, uint64 `[bits / 64, n]`."""
+    return np.packbits(vectors @ planes > 0, axis=1).view(np.uint64).T

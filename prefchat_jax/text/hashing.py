@@ -57,14 +57,14 @@ def word_hashes(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     such as Chinese, each character is one. Marks are no words. A hash is made of
     the first and the last sixteen bytes of a word, and of its length.
     """
-    is_word = is_byte(buffer, _IS_WORD)
-    for lead, length in _MARK_LEADS:
-        marks = np.flatnonzero(buffer == lead)
-        for after in range(1, length):
-            is_word[marks + after] = False
-    edges = np.flatnonzero(np.diff(is_word, prepend=False, append=False))
+    is_word, highest = is_byte(buffer, _IS_WORD), buffer.max(initial=0)
+    if highest >= _MARK_LEADS[0][0]:
+        _clear_marks(buffer, is_word)
+    bounded = np.zeros(len(buffer) + 2, bool)
+    bounded[1:-1] = is_word
+    edges = np.flatnonzero(bounded[1:] != bounded[:-1])
     starts, ends = edges[::2], edges[1::2]
-    if buffer.size and buffer.max() >= _ALONE_FROM:
+    if highest >= _ALONE_FROM:
         starts, ends = _part_alone(buffer, is_word, starts, ends)
     padded = np.zeros(len(buffer) + 16, np.uint8)
     padded[8:-8] = buffer
@@ -77,6 +77,14 @@ def word_hashes(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inner = eights[starts[long] + 16] * _ODD ^ eights[ends[long] - 8]
     hashes[long] ^= mix(inner)
     return starts, mix(hashes)
+
+
+def _clear_marks(buffer: np.ndarray, is_word: np.ndarray) -> None:
+    """Takes the bytes of marks out of the words."""
+    for lead, length in _MARK_LEADS:
+        marks = np.flatnonzero(buffer == lead)
+        for after in range(1, length):
+            is_word[marks + after] = False
 
 
 def _part_alone(

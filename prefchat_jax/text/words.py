@@ -15,7 +15,7 @@ from prefchat_jax.text.hashing import byte_buffer, word_hashes
 
 _K1, _B = 1.5, 0.75
 _COMMON = 0.1  # Share of the texts from which on a word is skipped, if it
-_LONG = 20_000  # is in so many texts that its list takes time.
+_LONG = 10_000  # is in so many texts that its list takes time.
 _ALWAYS = 2  # The rarest words of a query count, however common they are.
 _WORDS = 64  # Words of a query that count, the rarest first.
 _BLOCK = 20_000  # Texts whose words are found at once.
@@ -168,7 +168,7 @@ def top(scores: np.ndarray, limit: int) -> np.ndarray:
     whole = len(scores) // width * width
     largest = scores[:whole].reshape(-1, width).max(axis=1)
     bound = np.partition(largest, len(largest) - limit)[len(largest) - limit]
-    places = np.flatnonzero((scores >= bound) & (scores > 0))
+    places = np.flatnonzero(scores >= bound if bound > 0 else scores > 0)
     return places[np.argsort(-scores[places], kind="stable")[:limit]]
 
 
