@@ -21,6 +21,8 @@ from prefchat_jax.chat.store import NO_BUCKET, Answers
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.packed import PackedBags
 
+pytestmark = pytest.mark.usefixtures("no_connection_left")
+
 BITS = 6
 
 
@@ -143,8 +145,8 @@ def test_bulk_and_single_adds_store_the_same(store, tmp_path, rng):
         bulk.check()
         found = [store.search_text("question 7", 9) for store in (bulk, single)]
         assert list(found[0].values()) == pytest.approx(list(found[1].values()))
-        journal = sqlite3.connect(tmp_path / "b.db").execute("PRAGMA journal_mode")
-        assert journal.fetchone() == ("wal",)
+    with contextlib.closing(sqlite3.connect(tmp_path / "b.db")) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_deleted_entries_are_gone_and_take_unused_responses_along(store):
