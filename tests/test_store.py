@@ -421,6 +421,20 @@ def test_connections_of_finished_threads_do_not_pile_up(store):
         store.get([1])
 
 
+def test_a_connection_that_cannot_roll_back_is_closed(store):
+    def forbid(action, what, *_):
+        rolls_back = (action, what) == (sqlite3.SQLITE_TRANSACTION, "ROLLBACK")
+        return sqlite3.SQLITE_DENY if rolls_back else sqlite3.SQLITE_OK
+
+    with (
+        pytest.raises(UserError, match="not authorized"),
+        store._connections.lend() as db,
+    ):
+        db.set_authorizer(forbid)
+        db.execute("BEGIN IMMEDIATE")
+    assert store.delete([1]) == 1  # What it had locked is free.
+
+
 CHILD = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[2])
