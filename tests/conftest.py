@@ -1,5 +1,7 @@
+import contextlib
 import os
 import pathlib
+import sqlite3
 
 # Tests compile much and compute little: let LLVM optimise less. Before JAX.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -68,6 +70,27 @@ def quick(corpus_path, output, **changes):
 def run(corpus_path, tmp_path_factory):
     """A finished run directory; tests that change it copy it first."""
     return finetune(quick(corpus_path, tmp_path_factory.mktemp("runs") / "run"))
+
+
+@pytest.fixture
+def no_connection_left(monkeypatch):
+    """Fails a test that leaves a connection to SQLite open.
+
+    Python 3.13 warns of one only when it is collected. A connection is in a cycle
+    with its cache of statements, so that happens later, in whatever test then runs.
+    """
+    made = []
+    connect = sqlite3.connect
+
+    def recorded(*args, **kwargs):
+        made.append(connect(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", recorded)
+    yield
+    for db in made:
+        with contextlib.closing(db), pytest.raises(sqlite3.ProgrammingError):
+            db.execute("SELECT 1")
 
 
 @pytest.fixture

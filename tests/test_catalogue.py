@@ -23,6 +23,8 @@ from prefchat_jax.chat.store import Changes
 from prefchat_jax.chat.vectors import VectorIndex
 from prefchat_jax.text.words import WordQuery
 
+pytestmark = pytest.mark.usefixtures("no_connection_left")
+
 
 @pytest.fixture
 def store(tmp_path):

@@ -8,6 +8,8 @@ from prefchat_jax.chat.memory import Memory, recall, session_start
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.dialogue import Turn
 
+pytestmark = pytest.mark.usefixtures("no_connection_left")
+
 HOSTILE = [
     "'; DROP TABLE turns; --",
     '"',

@@ -19,6 +19,8 @@ from prefchat_jax.chat.sqlite_store import SqliteStore
 from prefchat_jax.cli.main import main
 from prefchat_jax.text.words import WordIndex, WordQuery
 
+pytestmark = pytest.mark.usefixtures("no_connection_left")
+
 ALL = ChatSettings(db_top_k=1000, max_candidates_per_bucket=1000)
 
 

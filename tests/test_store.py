@@ -21,6 +21,8 @@ from prefchat_jax.chat.store import NO_BUCKET, Answers
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.packed import PackedBags
 
+pytestmark = pytest.mark.usefixtures("no_connection_left")
+
 BITS = 6
 
 
@@ -143,8 +145,8 @@ def test_bulk_and_single_adds_store_the_same(store, tmp_path, rng):
         bulk.check()
         found = [store.search_text("question 7", 9) for store in (bulk, single)]
         assert list(found[0].values()) == pytest.approx(list(found[1].values()))
-        journal = sqlite3.connect(tmp_path / "b.db").execute("PRAGMA journal_mode")
-        assert journal.fetchone() == ("wal",)
+    with contextlib.closing(sqlite3.connect(tmp_path / "b.db")) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_deleted_entries_are_gone_and_take_unused_responses_along(store):
@@ -417,6 +419,20 @@ def test_connections_of_finished_threads_do_not_pile_up(store):
     assert opened() == 0
     with pytest.raises(UserError, match="closed"):
         store.get([1])
+
+
+def test_a_connection_that_cannot_roll_back_is_closed(store):
+    def forbid(action, what, *_):
+        rolls_back = (action, what) == (sqlite3.SQLITE_TRANSACTION, "ROLLBACK")
+        return sqlite3.SQLITE_DENY if rolls_back else sqlite3.SQLITE_OK
+
+    with (
+        pytest.raises(UserError, match="not authorized"),
+        store._connections.lend() as db,
+    ):
+        db.set_authorizer(forbid)
+        db.execute("BEGIN IMMEDIATE")
+    assert store.delete([1]) == 1  # What it had locked is free.
 
 
 CHILD = """

@@ -270,7 +270,11 @@ def test_completion():
 def test_a_real_terminal_edits_completes_and_keeps_a_history(run, tmp_path):
     pytest.importorskip("readline")
     terminal, inside = pty.openpty()
-    code = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {COMMAND[2]}"
+    # A shell has what it runs in the background ignore Ctrl-C, tests too.
+    code = (
+        "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); " + COMMAND[2]
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *COMMAND[3:], str(run.run.path)],
         stdin=inside,
@@ -291,25 +295,28 @@ def test_a_real_terminal_edits_completes_and_keeps_a_history(run, tmp_path):
                 seen += os.read(terminal, 4096)
         seen = seen.split(text, 1)[1]
 
-    until(b"> ")
-    os.write(terminal, b"half a line\x03")
-    until(b"> ")
-    os.write(terminal, b"/styl\tconc\t\n")
-    until(b"style is concise")
-    until(b"> ")  # Before it the terminal is not readline's.
-    os.write(terminal, b"where is my parcel\n")
-    until(b"Open Orders")
-    until(b"> ")
-    os.write(terminal, b"\x04")
-    with contextlib.suppress(OSError):  # Linux ends a terminal with an error.
-        while select.select([terminal], [], [], 30)[0] and os.read(terminal, 4096):
-            pass
-    os.close(terminal)
     try:
+        until(b"> ")
+        os.write(terminal, b"half a line")
+        until(b"half a line")
+        time.sleep(0.5)  # Python misses Ctrl-C before it waits for the next key.
+        os.write(terminal, b"\x03")
+        until(b"> ")
+        os.write(terminal, b"/styl\tconc\t\n")
+        until(b"style is concise")
+        until(b"> ")  # Before it the terminal is not readline's.
+        os.write(terminal, b"where is my parcel\n")
+        until(b"Open Orders")
+        until(b"> ")
+        os.write(terminal, b"\x04")
+        with contextlib.suppress(OSError):  # Linux ends a terminal with an error.
+            while select.select([terminal], [], [], 30)[0] and os.read(terminal, 4096):
+                pass
         assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
+        os.close(terminal)
     assert "where is my parcel" in history_file().read_text()
     assert history_file().stat().st_mode & 0o077 == 0
 

@@ -57,8 +57,12 @@ class Connections:
         return connect(self.path, self.mode)
 
     def _give_back(self, db: sqlite3.Connection) -> None:
-        if db.in_transaction:
-            db.rollback()
+        try:
+            if db.in_transaction:
+                db.rollback()
+        except sqlite3.Error:  # Nobody else would close what was lent.
+            db.close()
+            raise
         with self._lock:
             if not self._closed and len(self._free) < _KEPT:
                 self._free.append(db)
