@@ -8,10 +8,12 @@ answers. Printed, once with the rule of `chat/follow_up.py` and once with a hist
 that always counts: the share of rows whose best answer is right alone, after an
 unrelated exchange, and as turns of one user with a memory; and how many of the
 thirty follow-ups of `follow_ups.jsonl`, which were written before anything was
-measured, get the answer to the right intent.
+measured, get the answer to the right intent; and how many of thirty asides, such as
+"thanks", are refused after an exchange, as all of them are on their own.
 
-Found: .924 alone; after an unrelated exchange .925 with the rule, .888 without; with
-a memory .924 and .893; follow-ups 21 and 24 of 30, 7 on their own.
+Found: .926 alone; after an unrelated exchange .926 with the rule, .899 without; with
+a memory .926 and .903; follow-ups 20 and 24 of 30, 6 on their own; asides refused 30
+with the rule, 1 without.
 """
 
 import argparse
@@ -29,6 +31,39 @@ from prefchat_jax.cli.conversation import Conversation
 from prefchat_jax.datasets.records import read_records
 
 CASES = pathlib.Path(__file__).with_suffix(".jsonl")
+# What people say after an answer that asks for no other; written before measuring.
+ASIDES = [
+    "thanks",
+    "thank you so much",
+    "thx!",
+    "ok",
+    "okay great",
+    "cool",
+    "perfect",
+    "bye",
+    "see you later",
+    "goodbye",
+    "hello",
+    "hi there",
+    "good morning",
+    "lol",
+    "haha",
+    "hmm",
+    "wow",
+    "yes",
+    "no",
+    "nope",
+    "sure",
+    "right",
+    "I see",
+    "got it",
+    "never mind",
+    "asdf qwer",
+    "???",
+    "123",
+    "blah blah",
+    "you are funny",
+]
 
 
 def answer(intent: str) -> str:
@@ -59,7 +94,18 @@ def measure(chat: Chat, rows: list) -> list[float]:
     ):
         talk = Conversation(chat, memory)
         remembered = [talk.say(question) for question in questions]
-    return [right(alone), right(after), right(remembered), *_follow_ups(chat)]
+    answered = [right(alone), right(after), right(remembered)]
+    return [*answered, *_follow_ups(chat), *_asides(chat, before)]
+
+
+def _asides(chat: Chat, before: list) -> tuple[float, float]:
+    """How many asides are refused, after an exchange and alone."""
+    after = chat.reply_batch(ASIDES, histories=before[: len(ASIDES)])
+    counts = [
+        sum(reply.abstained for reply in replies)
+        for replies in (after, chat.reply_batch(ASIDES))
+    ]
+    return counts[0], counts[1]
 
 
 def _follow_ups(chat: Chat) -> tuple[float, float]:
@@ -95,15 +141,17 @@ def main() -> None:
     with Chat.load(given.weights) as chat:
         for name, learnt in (("rule", False), ("history always counts", True)):
             chat.learnt_history = learnt  # As if the run had noted the other.
-            *shares, together, single = measure(chat, rows)
-            figures = [f"{share:.4f}" for share in shares]
-            shown.append([name, *figures, f"{together}", f"{single}"])
+            found = measure(chat, rows)
+            figures = [f"{share:.4f}" for share in found[:3]]
+            shown.append([name, *figures, *(f"{count}" for count in found[3:])])
     columns = [
         "",
         "alone",
         "unrelated exchange",
         "memory",
         "follow-ups",
+        "on their own",
+        "asides refused",
         "on their own",
     ]
     Console(width=120).print(table("Right answers", columns, shown))

@@ -5,6 +5,8 @@ import pytest
 
 from prefchat_jax import Chat, ChatSettings
 from prefchat_jax.chat.follow_up import content_words, counted, leans, learnt_history
+from prefchat_jax.chat.memory import Memory
+from prefchat_jax.cli.conversation import Conversation
 from prefchat_jax.text.dialogue import Turn
 
 HISTORY = [Turn("user", "where is my parcel"), Turn("assistant", "Open Orders.")]
@@ -39,6 +41,10 @@ def test_messages_that_lean(message):
         "this card is broken",
         "And I would like to know why my transfer to Spain was declined yesterday",
         "quanto tempo demora",
+        "got it",
+        "I see",
+        "no",
+        "sure",
         "Why was my card payment declined in that shop when it worked before?",
     ],
 )
@@ -93,16 +99,45 @@ def test_unrelated_history_changes_nothing_unless_it_was_learnt(run, tmp_path):
     assert terms(None, HISTORY) != terms(None, [])  # A run of before.
 
 
-def test_a_refused_message_that_may_lean_is_tried_with_the_history(run, tmp_path):
+ASIDES = ["thanks", "bye", "ok", "got it", "I see", "yes", "sure", "lol", "???", ""]
+
+
+@pytest.mark.parametrize("message", ASIDES)
+def test_what_asks_nothing_is_refused_after_an_answer_too(run, tmp_path, message):
+    """Else a thank-you would find the last answer once more, and be sure of it."""
     path = _with_share(run, tmp_path / "r", 0.0)
-    message = "duration"
-    assert not leans(message)
-    with Chat.load(path, settings=ChatSettings(min_confidence=0.0)) as chat:
-        alone = chat.reply(message).confidence
-    with Chat.load(path, settings=ChatSettings(min_confidence=alone + 0.01)) as chat:
-        assert chat.reply(message).abstained
-        together = chat.reply(message, history=HISTORY)
-        assert not together.abstained and together.bucket == "parcel"
-        assert len(chat.explain(message, history=HISTORY).searched) == 3
-        longer = "what is the duration of the voyage to the moon"
-        assert chat.explain(longer, history=HISTORY).searched == ((longer, 1.0),)
+    with Chat.load(path) as chat:
+        answered = chat.reply("where is my parcel")
+        history = [("user", "where is my parcel"), ("assistant", answered.text)]
+        assert not answered.abstained
+        assert chat.reply(message, history=history).abstained
+        assert chat.reply("and how long?", history=history).bucket == "parcel"
+
+
+def test_a_refusal_says_nothing_about_what_is_talked_of(run):
+    with Chat.load(run.run.path, settings=ChatSettings(min_confidence=1.0)) as chat:
+        chat.learnt_history = True
+        refused = chat.reply("where is my parcel")
+        assert refused.abstained
+        asked = ("user", "where is my parcel")
+        searched = lambda reply: [
+            text
+            for text, _ in chat.explain(
+                "and how long?", history=[asked, ("assistant", reply)]
+            ).searched
+        ]
+        assert searched(refused.text) == ["where is my parcel", "and how long?"]
+        assert "Open Orders." in searched("Open Orders.")
+
+
+def test_what_is_recalled_counts_however_much_was_said_since(run, tmp_path):
+    with (
+        Chat.load(run.run.path) as chat,
+        Memory(tmp_path / "m.db", "anna") as memory,
+    ):
+        memory.remember("user", "my gold card is lost")
+        talk = Conversation(chat, memory)
+        talk.history = [Turn("user", f"hello {i}") for i in range(12)]
+        talk.say("and the gold one?")
+        searched = dict(talk.explanation().searched)
+        assert searched["my gold card is lost"] == pytest.approx(0.35)

@@ -139,7 +139,7 @@ def test_an_older_turn_joins_where_the_message_leans_and_names_it(memory, clock)
     memory.remember("assistant", "we block the gold card")
     clock.now += 86_400
     now = [Turn("user", "hello")]
-    older = [Turn("user", "my gold card is lost"), *now]
+    older = [*now, Turn("user", "my gold card is lost")]
     assert recall(memory, "and the gold one?", now) == older
     assert recall(memory, "I want a gold card", now) == now
     assert recall(memory, "and the silver one?", now) == now

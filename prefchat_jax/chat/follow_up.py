@@ -1,11 +1,10 @@
 """Follow-ups: whether a message needs what was said before it.
 
 A classifier that never saw a conversation takes earlier turns for a part of the
-question. A run whose rows had none therefore answers a message on its own, unless
-the message leans on what came before (`leans`); where a message that may lean
-(`may_lean`) would be refused on its own, the history is tried. The rules are of
-English. Text in, values out; no state. `python -m experiments.follow_ups` measures
-them.
+question, and every "thanks" then finds the last answer once more. A run whose rows
+had none therefore answers a message on its own, unless the message leans on what
+came before. The rules are of English. Text in, values out; no state.
+`python -m experiments.follow_ups` measures them.
 """
 
 import re
@@ -34,6 +33,10 @@ _REFERS = _listed(
     "it its that this them they those these one ones he she him her then again "
     "other others another second third last former latter same both either neither "
     "else instead also"
+)
+_ASKS = _listed(
+    "how why when where which what who whose one ones first second third last former "
+    "latter other others another both either neither"
 )
 # "It" that stands for nothing: "is it possible to ...", "how long does it take to".
 _EMPTY_IT = re.compile(
@@ -77,25 +80,15 @@ def leans(message: str) -> bool:
     words = _words(message)
     if not words or len(words) > _OPENED:
         return False
-    own = content_words(message)
-    if not own:
-        return True
-    text = " ".join(words)
+    own, text = content_words(message), " ".join(words)
     if _OPENS.match(text):
         return len(own) <= _TOPICS
+    if not own:  # "how long", and not "got it".
+        return "?" in message or not _ASKS.isdisjoint(words)
     if len(words) > _SHORT or len(own) > _TOPICS:
         return False
     text = _NAMES_IT.sub(r"\1", _EMPTY_IT.sub("", text))
     return not _REFERS.isdisjoint(text.split())
-
-
-def may_lean(message: str) -> bool:
-    """Whether a message is so short that it may lean although nothing in it says so.
-
-    Longer messages say what they mean: with an earlier exchange nearly every
-    message would find a fitting answer, also one that is out of scope.
-    """
-    return len(_words(message)) <= _SHORT and len(content_words(message)) <= 1
 
 
 def learnt_history(share: float | None) -> bool:

@@ -227,16 +227,17 @@ def session_start(memory: Memory) -> list[Turn]:
 
 
 def recall(memory: Memory, message: str, history: Sequence[Turn]) -> list[Turn]:
-    """The history, after an older turn of the user that a message seems to mean.
+    """The history, and last an older turn of the user that a message seems to mean.
 
     Only a message that leans on what came before is looked up, by its own words.
+    What it means counts most, however much was said since.
     """
     history = list(history)
     if not (leans(message) and content_words(message)):
         return history
     for found in memory.search(message, limit=4):
         if found.role == "user" and found.turn not in history:
-            return [found.turn, *history]
+            return [*history, found.turn]
     return history
 
 

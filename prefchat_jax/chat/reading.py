@@ -8,6 +8,7 @@ import numpy as np
 from prefchat_jax.chat.cues import strip_cues
 from prefchat_jax.chat.follow_up import counted
 from prefchat_jax.chat.ranking import fuse_buckets
+from prefchat_jax.chat.refusal import is_refusal
 from prefchat_jax.chat.search import Query
 from prefchat_jax.inference import Inference, softmax
 from prefchat_jax.text.dialogue import Context, Turn, as_context, weighted_turns
@@ -26,11 +27,6 @@ class Asked(NamedTuple):
     message: str
     history: tuple[Turn, ...]
     context: tuple[Turn, ...]
-
-    @property
-    def whole(self) -> tuple[Turn, ...]:
-        """The context with all turns, whether they count or not."""
-        return (*self.history, self.context[-1])
 
 
 class Reader:
@@ -64,7 +60,8 @@ class Reader:
             messages, histories or [()] * len(messages), strict=True
         ):
             *earlier, last = as_context(strip_cues(message), history)
-            kept = counted(message, earlier, learnt=learnt)
+            said = [turn for turn in earlier if not _refused(turn)]
+            kept = counted(message, said, learnt=learnt)
             asked.append(Asked(message, tuple(earlier), (*kept, last)))
         return asked
 
@@ -117,3 +114,7 @@ class Reader:
         bags = self._featurizer.texts(shown[-_RECENT:])
         rows = [dense(*row, self._bits) for row in zip(*bags, strict=True)]
         return np.array(rows, np.float32).reshape(len(rows), 2**self._bits)
+
+
+def _refused(turn: Turn) -> bool:
+    return turn.role == "assistant" and is_refusal(turn.content)

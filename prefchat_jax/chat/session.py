@@ -12,7 +12,7 @@ from prefchat_jax.chat.answers import as_answers
 from prefchat_jax.chat.catalogue import Catalogue, View
 from prefchat_jax.chat.cleanup import clean
 from prefchat_jax.chat.config import Calibration, ChatSettings
-from prefchat_jax.chat.follow_up import learnt_history, may_lean
+from prefchat_jax.chat.follow_up import learnt_history
 from prefchat_jax.chat.ranking import (
     RELEVANCE,
     Terms,
@@ -25,6 +25,7 @@ from prefchat_jax.chat.ranking import (
     weigh,
 )
 from prefchat_jax.chat.reading import Asked, Message, Reader
+from prefchat_jax.chat.refusal import NOTHING_STORED, refusal
 from prefchat_jax.chat.reply import Candidate, Explanation, Reply
 from prefchat_jax.chat.search import (
     RESPONSE_WORDS,
@@ -176,7 +177,7 @@ class Chat:
         replies = []
         for one, query in zip(asked, queries, strict=True):
             start = time.perf_counter()
-            reply, _, _ = self._best_answer(view, one, query, manner)
+            reply = self._answer(view, query, one.message, manner)
             spent = 1e3 * (time.perf_counter() - start + shared)
             replies.append(dataclasses.replace(reply, milliseconds=spent))
         return replies
@@ -198,7 +199,7 @@ class Chat:
         view = self._catalogue.view()
         (asked,) = self._asked([message], [history])
         (query,) = self._queries([asked])
-        reply, asked, query = self._best_answer(view, asked, query, manner)
+        reply = self._answer(view, query, message, manner)
         spent = 1e3 * (time.perf_counter() - start)
         pool = search(view, query, self._settings)
         shown = manner.style_for(message)
@@ -284,8 +285,9 @@ class Chat:
         """
         if not question.strip() or not answer.strip():
             raise ValueError("A stored answer needs a question and an answer.")
-        same = self.store.find_response(answer)
-        bucket = same[0].bucket if same else NO_BUCKET
+        same = [entry.bucket for entry in self.store.find_response(answer)]
+        known = [bucket for bucket in same if bucket != NO_BUCKET]
+        bucket = max(known, key=known.count, default=NO_BUCKET)
         answers = as_answers(
             self._inference, [as_context(question)], [answer], [bucket]
         )
@@ -315,25 +317,6 @@ class Chat:
         temperature = self.calibration.temperature
         return self._reader.queries(asked, temperature=temperature)
 
-    def _best_answer(
-        self, view: View, asked: Asked, query: Query, manner: "_Manner"
-    ) -> tuple[Reply, Asked, Query]:
-        """The reply, and what it answers.
-
-        Where a message alone would be refused and may lean on the turns before it,
-        that is the message with them, if it is not refused then.
-        """
-        reply = self._answer(view, query, asked.message, manner)
-        leant = asked.context != asked.whole and may_lean(asked.message)
-        if not (reply.abstained and leant):
-            return reply, asked, query
-        again = asked._replace(context=asked.whole)
-        (query_again,) = self._queries([again])
-        other = self._answer(view, query_again, again.message, manner)
-        if other.abstained:
-            return reply, asked, query
-        return other, again, query_again
-
     def _answer(
         self, view: View, query: Query, message: str, manner: "_Manner"
     ) -> Reply:
@@ -345,12 +328,13 @@ class Chat:
         shown = self._shown(pool, scores, style)
         found = self._candidates(pool, terms, scores, shown)
         if not found:
-            return Reply(_NOTHING_STORED, None, 0.0, True, style.name, [], buckets)
+            nothing = refusal("") if view.size else NOTHING_STORED
+            return Reply(nothing, None, 0.0, True, style.name, [], buckets)
         order, candidates = list(found), list(found.values())
         confident = [self.calibration.confidence(float(relevance[i])) for i in order]
         threshold = self._threshold()
         if confident[0] < threshold:
-            text = _ABSTENTION.format(self._nearest_question(pool, candidates[0]))
+            text = refusal(self._nearest_question(pool, candidates[0]))
             best = candidates[0].bucket, confident[0], True
             return Reply(text, *best, style.name, candidates, buckets)
         # A draw is among what would not have been refused.
@@ -456,9 +440,3 @@ class _Manner:
 
     def style_for(self, message: str) -> Style:
         return get_style(infer_style(message) if self.style == "auto" else self.style)
-
-
-_NOTHING_STORED = "I have no stored answers yet."
-_ABSTENTION = (
-    "I do not have a stored answer for that. The nearest question I know: {!r}"
-)
