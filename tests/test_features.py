@@ -5,6 +5,7 @@ import numpy as np
 import oracles
 import pytest
 
+from prefchat_jax.text import features as features_module
 from prefchat_jax.text.dialogue import Turn, as_context, weighted_turns
 from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, cosine, trim
 
@@ -182,3 +183,14 @@ def test_scorer_rows_are_what_questions_and_distinct_replies_hold_twice():
     assert featurizer.scorer_rows.max() == 2 and featurizer.num_scorer_rows == 256
     later = plain.with_scorer(contexts, replies)
     np.testing.assert_array_equal(later.scorer_rows, featurizer.scorer_rows)
+
+
+@pytest.mark.parametrize("num_docs", [40, 2**24])
+def test_the_heaviest_features_come_first_then_the_first(rng, num_docs):
+    """Also where texts and features are so many that a weight has fewer bits."""
+    docs = np.sort(rng.integers(40, size=5_000))
+    weights = rng.choice([0.0, 0.25, 0.5, 1.0, 3.0], 5_000).astype(np.float32)
+    expected = np.lexsort((-weights, docs))
+    np.testing.assert_array_equal(
+        features_module._heaviest_first(docs, weights, num_docs), expected
+    )

@@ -214,12 +214,15 @@ def infer_style(message: str) -> str:
 def signals(texts: Sequence[str], style: Style | str) -> np.ndarray:
     """How much each text suits a style: float32 `[n]`, in [0, 1].
 
-    The number of a text is kept: stored texts are read again for every message.
+    Of a registered style the number of a text is kept: stored texts are read again
+    for every message. Those of the built-in styles are stored with the texts.
 
     Raises:
       UserError: there is no such style, or its signal of a text is not in [0, 1].
     """
     style = get_style(style) if isinstance(style, str) else style
+    if style in BUILT_IN:
+        return np.fromiter(map(style.signal, texts), np.float32, len(texts))
     values = (_signal(style.signal, style.name, text) for text in texts)
     return np.fromiter(values, np.float32, len(texts))
 

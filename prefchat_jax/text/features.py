@@ -7,7 +7,6 @@ token and every platform gives the same ids. Weights are tf-idf with unit norm
 """
 
 import dataclasses
-import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -283,25 +282,34 @@ def _pad(
     num_docs: int,
     config: FeatureConfig,
 ) -> Bags:
-    """Lays sorted triplets out as rows, heaviest features first."""
+    """Lays sorted triplets out as rows, heaviest features first, then by id."""
     shape = (num_docs, config.max_features)
     bags = Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-    bounds = np.searchsorted(docs, np.arange(num_docs + 1))
-    # A short sort for each text is far faster than one long sort of them all.
-    for doc, (start, end) in enumerate(itertools.pairwise(bounds.tolist())):
-        kept = start + _heaviest(weights[start:end], config.max_features)
-        bags.ids[doc, : len(kept)] = ids[kept]
-        bags.weights[doc, : len(kept)] = weights[kept]
+    order = _heaviest_first(docs, weights.astype(np.float32), num_docs)
+    bounds = np.searchsorted(docs, np.arange(num_docs))
+    column = np.arange(len(docs)) - bounds[docs]
+    kept = np.flatnonzero(column < config.max_features)
+    rows, columns, order = docs[kept], column[kept], order[kept]
+    bags.ids[rows, columns] = ids[order]
+    bags.weights[rows, columns] = weights[order]
     return bags
 
 
-def _heaviest(weights: np.ndarray, count: int) -> np.ndarray:
-    """Places of the largest `count` weights, largest first, then by place."""
-    if len(weights) <= count:
-        return np.argsort(-weights, kind="stable")
-    lightest = -np.partition(-weights, count - 1)[count - 1]
-    places = np.flatnonzero(weights >= lightest)
-    return places[np.argsort(-weights[places], kind="stable")[:count]]
+def _heaviest_first(docs: np.ndarray, weights: np.ndarray, num_docs: int) -> np.ndarray:
+    """The places of all features by text, then by falling weight, then by place.
+
+    A sort of integers that hold all three is several times faster than one that
+    returns places, and than a short sort for each text. The bits of positive floats
+    are in the order of the floats.
+    """
+    place_bits = len(docs).bit_length()
+    free = 64 - num_docs.bit_length() - place_bits
+    light = ~weights.view(np.uint32) >> np.uint32(max(32 - free, 0))
+    keys = docs.astype(np.uint64) << np.uint64(min(free, 32))
+    keys = (keys | light) << np.uint64(place_bits)
+    keys |= np.arange(len(docs), dtype=np.uint64)
+    keys.sort()
+    return (keys & np.uint64(2**place_bits - 1)).astype(np.int64)
 
 
 def _byte_buffer(texts: Sequence[str]) -> np.ndarray:
