@@ -10,47 +10,21 @@ import numpy as np
 
 from prefchat_jax.chat.answers import as_answers
 from prefchat_jax.chat.catalogue import Catalogue, View
-from prefchat_jax.chat.cleanup import clean
+from prefchat_jax.chat.composing import Composer, Manner, Ranked
 from prefchat_jax.chat.config import Calibration, ChatSettings
 from prefchat_jax.chat.follow_up import learnt_history
-from prefchat_jax.chat.ranking import (
-    RELEVANCE,
-    Terms,
-    best_by_response,
-    diversify,
-    draw,
-    evidence,
-    taste,
-    total,
-    weigh,
-)
+from prefchat_jax.chat.ranking import Terms, evidence, total, weigh
 from prefchat_jax.chat.reading import Asked, Message, Reader
-from prefchat_jax.chat.refusal import NOTHING_STORED, refusal
-from prefchat_jax.chat.reply import Candidate, Explanation, Reply
-from prefchat_jax.chat.search import (
-    RESPONSE_WORDS,
-    Pool,
-    Query,
-    free_standing,
-    search,
-)
+from prefchat_jax.chat.reply import Explanation, Reply
+from prefchat_jax.chat.search import RESPONSE_WORDS, Pool, Query, free_standing, search
 from prefchat_jax.chat.sqlite_store import SqliteStore
-from prefchat_jax.chat.store import NO_BUCKET, Entry, ResponseStore
-from prefchat_jax.chat.styles import (
-    BUILT_IN,
-    Style,
-    get_style,
-    infer_style,
-    signals,
-)
-from prefchat_jax.errors import UserError
+from prefchat_jax.chat.store import NO_BUCKET, ResponseStore
+from prefchat_jax.chat.styles import Style
 from prefchat_jax.inference import Inference
 from prefchat_jax.text.dialogue import as_context
 from prefchat_jax.text.words import WordIndex
 from prefchat_jax.training.run_directory import RunDirectory
 
-_SHOWN = 5  # Candidates that a reply carries,
-_DIVERSE = 16  # chosen among so many.
 _EXPLAINED = 10  # Candidates of an explanation.
 
 
@@ -82,9 +56,10 @@ class Chat:
         self.store: ResponseStore = store
         self._inference = inference
         self._reader = Reader(inference, settings.top_labels)
-        self._bits = inference.featurizer.config.bits
         self._settings = settings
-        self._catalogue = Catalogue(store, self._bits)
+        bits = inference.featurizer.config.bits
+        self._catalogue = Catalogue(store, bits)
+        self._composer = Composer(store, names, bits)
 
     @classmethod
     def load(
@@ -168,7 +143,7 @@ class Chat:
         seed: int = 0,
     ) -> list[Reply]:
         """Answers many messages; their features and buckets are computed at once."""
-        manner = _Manner(style, creativity, temperature, seed)
+        manner = Manner(style, creativity, temperature, seed)
         start = time.perf_counter()
         view = self._catalogue.view()
         asked = self._asked(messages, histories)
@@ -177,7 +152,9 @@ class Chat:
         replies = []
         for one, query in zip(asked, queries, strict=True):
             start = time.perf_counter()
-            reply = self._answer(view, query, one.message, manner)
+            wanted = manner.style_for(one.message)
+            ranked = self._ranked(view, query, wanted, creativity)
+            reply = self._reply(ranked, query, one.message, manner, view.size)
             spent = 1e3 * (time.perf_counter() - start + shared)
             replies.append(dataclasses.replace(reply, milliseconds=spent))
         return replies
@@ -195,29 +172,26 @@ class Chat:
         Takes what `reply` takes, and raises what it raises.
         """
         start = time.perf_counter()
-        manner = _Manner(style, creativity, 0.0, 0)
+        manner = Manner(style, creativity)
         view = self._catalogue.view()
         (asked,) = self._asked([message], [history])
         (query,) = self._queries([asked])
-        reply = self._answer(view, query, message, manner)
+        ranked = self._ranked(view, query, manner.style_for(message), creativity)
+        reply = self._reply(ranked, query, message, manner, view.size)
         spent = 1e3 * (time.perf_counter() - start)
-        pool = search(view, query, self._settings)
-        shown = manner.style_for(message)
-        terms = self._terms(view, pool, query, shown, creativity)
-        scores, relevance = total(terms), total(terms, RELEVANCE)
-        best = best_by_response(scores, pool.response_ids)[:_EXPLAINED]
-        found = self._candidates(pool, terms, scores, best)
+        found = self._composer.candidates(ranked, ranked.best(_EXPLAINED))
+        sure = [self.calibration.confidence(float(ranked.relevance[i])) for i in found]
         temperature = self.calibration.temperature
         probs = self._reader.probabilities(asked, temperature=temperature)
         return Explanation(
             dataclasses.replace(reply, milliseconds=spent),
             tuple(self._reader.searched(asked)),
             len(asked.history),
-            self._named(probs),
+            self._composer.named(probs),
             tuple(found.values()),
-            tuple(self.calibration.confidence(float(relevance[i])) for i in found),
+            tuple(sure),
             self._threshold(),
-            len(pool.ids),
+            len(ranked.pool.ids),
         )
 
     def score_responses(
@@ -317,126 +291,25 @@ class Chat:
         temperature = self.calibration.temperature
         return self._reader.queries(asked, temperature=temperature)
 
-    def _answer(
-        self, view: View, query: Query, message: str, manner: "_Manner"
+    def _ranked(
+        self, view: View, query: Query, style: Style, creativity: float
+    ) -> Ranked:
+        pool, known = search(view, query, self._settings), self.calibration
+        return self._composer.rank(pool, query, view.size, known, style, creativity)
+
+    def _reply(
+        self, ranked: Ranked, query: Query, message: str, manner: Manner, size: int
     ) -> Reply:
-        style = manner.style_for(message)
-        buckets = self._named(query.buckets)
-        pool = search(view, query, self._settings)
-        terms = self._terms(view, pool, query, style, manner.creativity)
-        scores, relevance = total(terms), total(terms, RELEVANCE)
-        shown = self._shown(pool, scores, style)
-        found = self._candidates(pool, terms, scores, shown)
-        if not found:
-            nothing = refusal("") if view.size else NOTHING_STORED
-            return Reply(nothing, None, 0.0, True, style.name, [], buckets)
-        order, candidates = list(found), list(found.values())
-        confident = [self.calibration.confidence(float(relevance[i])) for i in order]
-        threshold = self._threshold()
-        if confident[0] < threshold:
-            text = refusal(self._nearest_question(pool, candidates[0]))
-            best = candidates[0].bucket, confident[0], True
-            return Reply(text, *best, style.name, candidates, buckets)
-        # A draw is among what would not have been refused.
-        among = [i for i in range(len(order)) if confident[i] >= threshold]
-        among.sort(key=lambda i: -candidates[i].score)
-        best_scores = np.array([candidates[i].score for i in among])
-        pick = among[
-            draw(best_scores, temperature=manner.temperature, seed=manner.seed)
-        ]
-        chosen = candidates[pick]
-        text = style.show(clean(chosen.response), manner.creativity, message)
-        picked = chosen.bucket, confident[pick], False
-        return Reply(text, *picked, style.name, candidates, buckets)
-
-    def _terms(
-        self, view: View, pool: Pool, query: Query, style: Style, creativity: float
-    ) -> Terms:
-        found = evidence(pool, query, view.size)
-        terms = weigh(found, self.calibration.weights, query.known)
-        return terms | taste(
-            pool,
-            total(terms),
-            self._signal(pool, style),
-            style.weights,
-            creativity=creativity,
-            bits=self._bits,
+        return self._composer.reply(
+            ranked,
+            query.buckets,
+            message,
+            manner,
+            calibration=self.calibration,
+            threshold=self._threshold(),
+            stored=size,
         )
-
-    def _signal(self, pool: Pool, style: Style) -> np.ndarray:
-        """How well the candidates suit a style; stored for the built-in ones."""
-        if style in BUILT_IN:
-            return pool.signals[:, BUILT_IN.index(style)]
-        texts = {entry.id: entry.response for entry in self.store.get(pool.ids)}
-        return signals([texts.get(int(i), "") for i in pool.ids], style)
-
-    def _shown(self, pool: Pool, scores: np.ndarray, style: Style) -> list[int]:
-        order = best_by_response(scores, pool.response_ids)[:_DIVERSE]
-        return diversify(
-            order,
-            scores,
-            pool.response_bags,
-            limit=_SHOWN,
-            weight=style.weights.diversity,
-            bits=self._bits,
-        ).tolist()
-
-    def _candidates(
-        self,
-        pool: Pool,
-        terms: Terms,
-        scores: np.ndarray,
-        order: Sequence[int] | np.ndarray,
-    ) -> dict[int, Candidate]:
-        """By place in the pool, in this order; without those that just went."""
-        entries = {entry.id: entry for entry in self.store.get(pool.ids[order])}
-        return {
-            place: self._candidate(entries[int(pool.ids[place])], terms, scores, place)
-            for place in map(int, order)
-            if int(pool.ids[place]) in entries
-        }
-
-    def _candidate(
-        self, entry: Entry, terms: Terms, scores: np.ndarray, place: int
-    ) -> Candidate:
-        return Candidate(
-            response=entry.response,
-            question=entry.question,
-            bucket=None if entry.bucket == NO_BUCKET else self.names[entry.bucket],
-            score=float(scores[place]),
-            terms={name: float(term[place]) for name, term in terms.items()},
-            id=entry.id,
-        )
-
-    def _nearest_question(self, pool: Pool, best: Candidate) -> str:
-        nearest = self.store.get(pool.ids[[int(np.argmax(pool.question))]])
-        return nearest[0].question if nearest else best.question
-
-    def _named(self, buckets: np.ndarray) -> dict[str, float]:
-        likely = np.argsort(-buckets, kind="stable")[: np.count_nonzero(buckets)]
-        return {self.names[i]: float(buckets[i]) for i in likely}
 
     def _threshold(self) -> float:
         given = self._settings.min_confidence
         return self.calibration.min_confidence if given is None else given
-
-
-@dataclasses.dataclass(frozen=True)
-class _Manner:
-    """How to answer; checked."""
-
-    style: str
-    creativity: float
-    temperature: float
-    seed: int
-
-    def __post_init__(self):
-        if self.style != "auto":
-            get_style(self.style)
-        if not 0 <= self.creativity <= 1:
-            raise UserError(f"creativity {self.creativity:g}: must be in [0, 1].")
-        if not self.temperature >= 0:
-            raise UserError(f"temperature {self.temperature:g}: must be at least 0.")
-
-    def style_for(self, message: str) -> Style:
-        return get_style(infer_style(message) if self.style == "auto" else self.style)
