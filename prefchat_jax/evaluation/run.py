@@ -148,8 +148,15 @@ def judge_run(
     Raises:
       UserError: a file or the run cannot be read, or a label is unknown.
     """
+    RunDirectory.open(run)  # Before the rows are read.
+    return judge_records(run, read_records(paths), settings)
+
+
+def judge_records(
+    run: str | os.PathLike, records: Records, settings: ChatSettings = ChatSettings()
+) -> Judgement:
+    """`judge_run` of rows that were read before."""
     directory = RunDirectory.open(run)
-    records = read_records(paths)
     buckets = replies = None
     if directory.config()["labels_given"]:
         buckets = _judge_buckets(directory, records)
