@@ -262,7 +262,7 @@ def tune_run(weights: str | os.PathLike, rows: Sequence[Example]) -> dict[str, A
       What changed in config.json.
 
     Raises:
-      UserError: the run cannot be read, or no row has a reply.
+      UserError: the run cannot be read, stores nothing, or no row has a reply.
     """
     from prefchat_jax.chat.session import Chat
 
@@ -270,25 +270,32 @@ def tune_run(weights: str | os.PathLike, rows: Sequence[Example]) -> dict[str, A
     if not any(row.response for row in rows):
         raise UserError("--tune_ranking needs rows with a reply: there are none.")
     with Chat.load(weights) as chat:
+        if not len(chat):
+            raise UserError(
+                f"--tune_ranking: {weights} stores no answers to rank: add some with "
+                "`prefchat index`."
+            )
         found = measure_chat(chat, rows)
     run.write_json("config.json", run.config() | found)
     return found
 
 
 def _ask(chat: "Chat", rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """How relevant the best reply to each row is, and whether it is right."""
+    """How relevant the best reply to each row is, and whether it is right.
+
+    Rows for which the chat has no candidate at all are left out.
+    """
     replies = chat.reply_batch(
         [row.question for row in rows],
         histories=[row.context[:-1] for row in rows],
         style="balanced",
         creativity=0.0,
     )
-    best = [reply.candidates[0] for reply in replies]
-    relevance = [sum(found.terms[name] for name in RELEVANCE) for found in best]
-    right = [
-        found.response == row.response for found, row in zip(best, rows, strict=True)
-    ]
-    return np.array(relevance), np.array(right)
+    asked = zip(replies, rows, strict=True)
+    best = [(r.candidates[0], row.response) for r, row in asked if r.candidates]
+    relevance = [sum(found.terms[name] for name in RELEVANCE) for found, _ in best]
+    right = [found.response == response for found, response in best]
+    return np.array(relevance), np.array(right, bool)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
