@@ -22,7 +22,12 @@ from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names, load_corpus
 from prefchat_jax.training.loop import Fit, Progress, fit
 from prefchat_jax.training.recipe import make_plan, make_recipe
-from prefchat_jax.training.run_directory import FORMAT, RunDirectory, write_json
+from prefchat_jax.training.run_directory import (
+    FORMAT,
+    RunDirectory,
+    start_run,
+    write_json,
+)
 from prefchat_jax.training.scorer_run import ScorerStart, scorer_start, train_scorer
 from prefchat_jax.training.steps import Recipe, Rows, predict
 
@@ -59,7 +64,7 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
       UserError: bad data or settings; nothing half-written is left.
     """
     start = time.perf_counter()
-    run = _open_run(config)
+    run = start_run(config)
     corpus = load_corpus(config, progress)
     recipe, loop = make_recipe(config, corpus, progress)
     params = _initial_params(config, recipe.model, corpus)
@@ -70,22 +75,24 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     if config.resume:
         _check_same_run(run, config, corpus, start_hash)
     scorer = scorer_start(run, config, corpus.featurizer, corpus.scored)
-    if not config.resume:
-        _write_description(run, config, corpus, recipe, scorer, start_hash)
-    scorer_params = train_scorer(config, scorer, progress)
-    progress.stage("training")
-    result = fit(
-        run,
-        recipe,
-        loop,
-        params,
-        corpus.train,
-        corpus.val,
-        make_plan(config, corpus),
-        progress,
-        scorer_params,
-    )
-    finish_run(run, result, corpus)
+    with run.alone():
+        if not config.resume:
+            RunDirectory.create(run.path)  # Another may have finished meanwhile.
+            _write_description(run, config, corpus, recipe, scorer, start_hash)
+        scorer_params = train_scorer(config, scorer, progress)
+        progress.stage("training")
+        result = fit(
+            run,
+            recipe,
+            loop,
+            params,
+            corpus.train,
+            corpus.val,
+            make_plan(config, corpus),
+            progress,
+            scorer_params,
+        )
+        finish_run(run, result, corpus)
     if config.meta:
         write_json(config.meta, _metadata(run, result))
     return Result(run, result, time.perf_counter() - start, corpus)
@@ -120,12 +127,6 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
             labels=val.labels,
         )
     run.write_json("config.json", config | measured)
-
-
-def _open_run(config: FinetuneConfig) -> RunDirectory:
-    if config.resume:
-        return RunDirectory.open(config.output)
-    return RunDirectory.create(config.output)
 
 
 def _with_reference(

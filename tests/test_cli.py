@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import json
@@ -13,15 +14,18 @@ import numpy as np
 import pytest
 from conftest import quick
 
+import prefchat_jax.finetune as finetune_module
 from prefchat_jax.chat import connections
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags
 from prefchat_jax.cli.main import COMMANDS, main
 from prefchat_jax.errors import UserError
+from prefchat_jax.files import write_aside
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_scorer
 from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.run_directory import RunDirectory
 
 SEED_FINETUNE = (
     "--data corpus.jsonl --weights RUN_OR_FILE --model_size large --train_all "
@@ -291,6 +295,12 @@ def test_help_is_fast_and_imports_no_jax():
     assert float(out.split()[-1]) < 0.2
 
 
+def test_the_package_is_a_command_too():
+    argv = [sys.executable, "-m", "prefchat_jax", "chta"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2 and "no command 'chta'" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["finetune", "chat", "evaluate", "index", "demo"])
 def test_every_command_explains_its_flags(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -495,6 +505,69 @@ def test_an_existing_run_is_not_overwritten(own_run, corpus_path, capsys):
     argv = ["finetune", "--data", str(corpus_path), "--output", str(own_run)]
     assert main(argv) == 2 and "--resume" in _one_line(capsys)
     assert (own_run / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--meta", "no/m.json"], "--meta no/m.json: no such folder"),
+        (["--meta", "."], "--meta . is a folder"),
+        (["--meta", "new/m.json"], "lies in the run"),
+        (["--meta", "c.jsonl"], "would replace what is read"),
+        (["--output", "c.jsonl"], "--output c.jsonl is a file"),
+        (["--output", "old"], "already holds a run"),
+        (["--output", "no", "--resume"], "no is not a run directory"),
+    ],
+)
+def test_what_finetune_cannot_write_is_told_before_jax_is_loaded(
+    argv, message, own_run, corpus_path, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "prefchat_jax.finetune", None)
+    own_run.rename("old")
+    shutil.copy(corpus_path, "c.jsonl")
+    (tmp_path / "m.json").write_text('["c.jsonl"]')
+    assert (
+        main(["finetune", "--data_manifest", "m.json", "--output", "new", *argv]) == 2
+    )
+    assert message in _one_line(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"old", "c.jsonl", "m.json"}
+
+
+def test_one_training_at_a_time_writes_a_run(corpus_path, tmp_path, capsys):
+    argv = ["finetune", "--data", str(corpus_path), "--output", str(tmp_path / "r")]
+    with RunDirectory(tmp_path / "r").alone():
+        assert main(argv) == 2 and "another finetune" in _one_line(capsys)
+    assert not list((tmp_path / "r").iterdir())
+
+
+def test_of_two_that_start_together_one_is_told(corpus_path, tmp_path, monkeypatch):
+    run, read = RunDirectory(tmp_path / "r"), finetune_module.load_corpus
+    with contextlib.ExitStack() as held:
+
+        def slow(*args):
+            corpus = read(*args)
+            held.enter_context(run.alone())  # As the other one does meanwhile.
+            return corpus
+
+        monkeypatch.setattr(finetune_module, "load_corpus", slow)
+        with pytest.raises(UserError, match="another finetune"):
+            finetune(quick(corpus_path, run.path))
+        assert not list(run.path.iterdir())
+    with run.alone():
+        pass  # The lock went with its holder.
+
+
+@pytest.mark.parametrize("fails", ["mkstemp", "write", "replace"])
+def test_an_error_of_writing_names_the_file_not_the_temporary_one(fails, tmp_path):
+    path = tmp_path / ("no/x" if fails == "mkstemp" else "x")
+    if fails == "replace":
+        path.mkdir()
+    with pytest.raises(OSError) as caught, write_aside(path):
+        if fails == "write":
+            raise OSError(errno.ENOSPC, "full")  # As file.write does.
+    assert caught.value.filename == str(path) and caught.value.filename2 is None
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("name", ["responses.db", "config.json"])

@@ -7,6 +7,7 @@ from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import TrainingProgress, output
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.run_directory import start_run
 
 if TYPE_CHECKING:
     from prefchat_jax.finetune import Result
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Trains and says where the run is and what to do with it."""
     config = flags.parse(FinetuneConfig, "finetune", argv)
+    start_run(config)  # Says what is wrong before JAX is imported, for seconds.
     select_device(config.device)
     from prefchat_jax.finetune import finetune
 
