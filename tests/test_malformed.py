@@ -46,6 +46,19 @@ KINDS = {
         b' "rejected": "y"}',
         "chosen does not end with the assistant",
     ),
+    "a list of labels": (
+        b'{"user": "q", "assistant": "r", "label": ["oven"]}',
+        "the label is a list: write text or a whole number",
+    ),
+    "a label of objects": (
+        b'{"user": "q", "assistant": "r", "intent": {"name": "oven"}}',
+        "the intent is an object",
+    ),
+    "a truth value as label": (
+        b'{"messages": [{"role": "user", "content": "q"},'
+        b' {"role": "assistant", "content": "r"}], "label": true}',
+        "the label is true or false",
+    ),
     "history of text": (
         b'{"user": "q", "assistant": "r", "history": "earlier"}',
         "turns are not a list",

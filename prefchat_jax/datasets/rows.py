@@ -28,6 +28,7 @@ _GROUPS = frozenset(("group", "id", "parents"))
 _OTHER = frozenset(
     (*DIALOGUE_KEYS, *PREFERENCE_KEYS, *_LABELS, *_GROUPS, "history", "annotator")
 )
+_NO_LABELS = {bool: "true or false", list: "a list", dict: "an object"}
 
 Row = dict[str, Any]
 
@@ -210,7 +211,11 @@ def _first(row: Row, keys: Sequence[str]) -> str:
 
 
 def _label(row: Row) -> str | int | None:
-    """The `label`, or else the `intent`: an integer or a string that is not empty."""
+    """The `label`, or else the `intent`: an integer or a string that is not empty.
+
+    Raises:
+      Unusable: it is a list, an object or a truth value: a label that would be lost.
+    """
     for key in ("label", "intent"):
         value = row.get(key)
         if isinstance(value, str) and value.strip():
@@ -219,6 +224,9 @@ def _label(row: Row) -> str | int | None:
             return int(value)  # As tables export integers beside gaps.
         if isinstance(value, int) and not isinstance(value, bool):
             return value
+        for kind, words in _NO_LABELS.items():
+            if isinstance(value, kind):
+                raise Unusable(f"the {key} is {words}: write text or a whole number")
     return None
 
 
