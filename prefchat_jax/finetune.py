@@ -172,7 +172,7 @@ def _initial_params(
 
 
 def _labels(run: RunDirectory) -> list[str | int]:
-    return [bucket["label"] for bucket in run.read_json("labels.json")]
+    return [bucket["label"] for bucket in run.buckets()]
 
 
 def _short(value: object) -> str:
@@ -250,6 +250,6 @@ def _check_same_run(
 
 def _metadata(run: RunDirectory, result: Fit) -> dict:
     return run.config() | {
-        "labels": run.read_json("labels.json"),
+        "labels": run.buckets(),
         "history": result.history,
     }

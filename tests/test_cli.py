@@ -105,6 +105,53 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
         _parse(FinetuneConfig, ["--config", str(path)])
 
 
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        ("", ["--epochs", "ten"], "--epochs ten: give a whole number."),
+        ("", ["--lr=ten"], "--lr ten: give a number."),
+        ("", ["--pref-beta", "ten"], "--pref_beta ten: give a number."),
+        ("", ["--pref_noise", "no"], "--pref_noise no: use one of none, confidence"),
+        ("", ["--epochs"], "--epochs needs a value."),
+        ("epochs: ten", [], "run.yaml: --epochs ten: give a whole number."),
+        ("epochs: 0", [], "run.yaml: --epochs 0: must be at least 1."),
+        ("epochs: 0", ["--epochs", "x"], "--epochs x: give a whole number."),
+        ("meta: ''", [], "run.yaml: --meta is empty"),
+    ],
+)
+def test_a_value_that_cannot_be_read(text, argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(text or "output: b")
+    argv = ["--output", "b", *argv]
+    with pytest.raises(UserError) as caught:
+        _parse(FinetuneConfig, ["--config", "run.yaml", *argv])
+    assert str(caught.value).startswith(message) and "{None}" not in str(caught.value)
+
+
+def test_numbers_of_a_list_and_flags_that_are_missing(capsys):
+    assert main(["index", "--weights", "r", "--delete", "3", "x"]) == 2
+    assert "--delete x: give a whole number." in _one_line(capsys)
+    assert main(["chat"]) == 2
+    assert "error: --weights is missing: Run directory" in _one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["finetune", "--data", "c.jsonl", "--output", ""],
+        ["finetune", "--data", "c.jsonl", "--output", "r", "--meta", " "],
+        ["chat", "--weights", "r", "--memory_db", "m", "--user", ""],
+        ["build", "--output", "x", "--inputs", ""],
+        ["evaluate", "--data", "c.jsonl", "--weights", ""],
+    ],
+)
+def test_no_text_is_empty(argv, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    assert f"{argv[-2]} is empty" in _one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
 WRONG_VALUES = {
     "val_split": "1.5",
     "epochs": "0",
@@ -454,6 +501,17 @@ def _damage_missing_step(run):
 def _damage_foreign_config(run):
     (run / "config.json").write_text('{"architectures": ["Bert"]}')
     return "not a run directory of prefchat-jax"
+
+
+def _damage_labels(run):
+    (run / "labels.json").write_text('["a", "b", "c", "d"]')
+    return r"labels\.json is damaged: it does not name 4 buckets"
+
+
+def _damage_count_of_labels(run):
+    labels = json.loads((run / "labels.json").read_text())
+    (run / "labels.json").write_text(json.dumps(labels[:3]))
+    return r"labels\.json is damaged"
 
 
 def _damage_features(run):

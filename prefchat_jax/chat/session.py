@@ -115,7 +115,7 @@ class Chat:
             fingerprint=inference.fingerprint,
             bits=inference.featurizer.config.bits,
         )
-        names = [str(bucket["name"]) for bucket in directory.read_json("labels.json")]
+        names = directory.bucket_names()
         pooled = config["finetune"]["max_candidates_per_bucket"]
         if settings.max_candidates_per_bucket is None:
             settings = dataclasses.replace(settings, max_candidates_per_bucket=pooled)

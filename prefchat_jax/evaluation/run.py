@@ -246,7 +246,7 @@ def _judge_buckets(run: RunDirectory, records: Records) -> BucketJudgement | Non
     examples = [example for example in records.examples if example.label is not None]
     if not examples and not records.out_of_scope:
         return None
-    config, written = run.config(), run.read_json("labels.json")
+    config, written = run.config(), run.buckets()
     labels = tuple(bucket["label"] for bucket in written)
     numbers = Buckets(labels, given=True).numbers(examples)
     model, params = load_model(run)

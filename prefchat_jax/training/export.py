@@ -79,7 +79,7 @@ def describe(run: RunDirectory) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "scorer": config.get("scorer"),
         "features": config["features"],
         "hash_version": config["hash_version"],
-        "labels": run.read_json("labels.json"),
+        "labels": run.buckets(),
     }
 
 

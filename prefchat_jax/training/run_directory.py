@@ -136,6 +136,25 @@ class RunDirectory:
         """Decodes one JSON file of the run."""
         return read_json(self.path / name)
 
+    def buckets(self) -> list[dict[str, Any]]:
+        """The `label` and the `name` of each bucket, in the order of the logits."""
+        found = self.read_json("labels.json")
+        shaped = isinstance(found, list) and all(
+            isinstance(bucket, dict) and {"label", "name"} <= bucket.keys()
+            for bucket in found
+        )
+        count = self.config()["model"]["num_buckets"]
+        if not shaped or len(found) != count:
+            raise UserError(
+                f"{self.path / 'labels.json'} is damaged: it does not name {count} "
+                "buckets. Train again."
+            )
+        return found
+
+    def bucket_names(self) -> list[str]:
+        """A readable name for each bucket."""
+        return [str(bucket["name"]) for bucket in self.buckets()]
+
     def write_json(self, name: str, value: Any) -> None:
         """Writes one JSON file of the run, and makes its directory."""
         self.path.mkdir(parents=True, exist_ok=True)
