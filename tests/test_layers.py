@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import prefchat_jax
+from prefchat_jax.errors import UserError
 
 LAYERS = [
     "errors",
@@ -78,6 +79,16 @@ def test_the_package_and_the_command_import_no_jax():
     assert "jax" not in _modules_after(
         "import prefchat_jax.cli.flags, prefchat_jax.training.config"
     )
+
+
+def test_the_package_lists_what_it_has():
+    assert {"Chat", "Reply", "UserError", "losses", "__version__"} <= set(
+        dir(prefchat_jax)
+    )
+    assert prefchat_jax.UserError is UserError
+    names = prefchat_jax.losses.__all__
+    assert {"dpo", "Group", "mine_negatives"} <= set(names)
+    assert not {"links", "groups", "types"} & set(names)
 
 
 def test_losses_import_jax_alone():

@@ -1,6 +1,7 @@
 """Chat: load a run and reply."""
 
 import dataclasses
+import numbers
 import os
 import pathlib
 import time
@@ -146,6 +147,7 @@ class Chat:
 
         Raises:
           ValueError: an argument is out of range.
+          TypeError: the message is no text, or a number no number.
         """
         return self.reply_batch(
             [message],
@@ -309,6 +311,11 @@ class Chat:
         messages: Sequence[str],
         histories: Sequence[Sequence[Message]] | None,
     ) -> list[Asked]:
+        if isinstance(messages, str):  # Each letter would be a message.
+            raise TypeError("messages is one text: give a list of texts.")
+        for message in messages:
+            if not isinstance(message, str):
+                raise TypeError(f"message {message!r}: must be text.")
         return self._reader.asked(messages, histories, learnt=self.learnt_history)
 
     def _queries(self, asked: Sequence[Asked]) -> list[Query]:
@@ -449,6 +456,10 @@ class _Manner:
     def __post_init__(self):
         if self.style != "auto":
             get_style(self.style)
+        for name in ("creativity", "temperature"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{name} {value!r}: must be a number.")
         if not 0 <= self.creativity <= 1:
             raise UserError(f"creativity {self.creativity:g}: must be in [0, 1].")
         if not self.temperature >= 0:
