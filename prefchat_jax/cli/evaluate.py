@@ -72,7 +72,7 @@ class _Ranking(NamedTuple):
 def main(argv: Sequence[str]) -> None:
     """Prints tables; checks what can be wrong before the run is asked."""
     given = flags.parse(EvaluateFlags, "evaluate", argv)
-    settings = ChatSettings(min_confidence=given.min_confidence)
+    settings = flags.checked(ChatSettings, min_confidence=given.min_confidence)
     RunDirectory.open(given.weights)
     paths = corpus_paths(given.data, given.data_manifest)
     train_paths = _training_paths(given) if given.one_of_100 else []

@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import UnionType
 from typing import (
     Any,
@@ -49,21 +50,58 @@ def _parse(config: type[T], command: str, argv: Sequence[str]) -> T:
     capture = (
         contextlib.nullcontext() if help_wanted else contextlib.redirect_stderr(errors)
     )
-    try:
-        with capture:
-            return tyro.cli(
-                config,
-                prog=f"prefchat {command}",
-                description=f"{config.__doc__}\n\n--config FILE.yaml sets flags, too; "
-                "the command line overrides it.",
-                args=argv,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
+    description = (
+        f"{config.__doc__}\n\n--config FILE.yaml sets flags, too; the command line "
+        "overrides it."
+    )
+    with _objections(config) as found:
+        try:
+            with capture:
+                return tyro.cli(
+                    config,
+                    prog=f"prefchat {command}",
+                    description=description,
+                    args=argv,
+                )
+        except SystemExit as stop:
+            if not stop.code:
+                raise
+        if found:
+            raise found[0]
         message = _wrong_value(config, argv) or _first_paragraph(errors.getvalue())
         see = f"See `prefchat {command} --help`."
-        raise UserError(f"{_hint(config, argv)}{message} {see}") from None
+        raise UserError(f"{_hint(config, argv)}{message} {see}")
+
+
+@contextlib.contextmanager
+def _objections(config: type) -> Iterator[list[UserError]]:
+    """Keeps what the dataclass itself says of its values, which tyro would wrap."""
+    found: list[UserError] = []
+    check = getattr(config, "__post_init__", None)
+    if check is None:
+        yield found
+        return
+
+    def keep(self: Any) -> None:
+        try:
+            check(self)
+        except UserError as error:
+            found.append(error)
+            raise
+
+    config.__post_init__ = keep
+    try:
+        yield found
+    finally:
+        config.__post_init__ = check
+
+
+def checked(make: Callable[..., T], **values: Any) -> T:
+    """`make(**values)`, whose errors begin with the name of a field: of a flag."""
+    try:
+        return make(**values)
+    except UserError as error:
+        raise UserError(f"--{error}") from None
 
 
 def check_style(name: str) -> None:
@@ -105,14 +143,11 @@ def _hint(config: type, argv: Sequence[str]) -> str:
 def _first_paragraph(box: str) -> str:
     """The message of tyro's error box, without its frame, in this package's words."""
     lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()]
-    lines = lines[1:] if lines and lines[0].startswith("─") else lines
-    message = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        message.append(line)
-    text = " ".join(filter(None, message)).rstrip(".")
-    text = re.sub(r"^Error parsing \w+Config: |^Error parsing \w+Flags: ", "", text)
+    _, *lines = filter(None, lines)  # Without the title.
+    is_rule = lambda line: not line.strip("─-")
+    lines = itertools.dropwhile(is_rule, lines)  # Without UTF-8 one follows it.
+    message = itertools.takewhile(lambda line: not is_rule(line), lines)
+    text = " ".join(message).rstrip(".")
     # Flags have underscores in all that this package prints.
     text = re.sub(r"--[a-z][\w-]*", lambda m: f"--{m[0][2:].replace('-', '_')}", text)
     if missing := re.findall(r"(--\w+) [A-Z]\S* (.*?)\.? \(required\)", text):
