@@ -377,6 +377,8 @@ def test_finetune_evaluate_and_chat_work_together(
     assert "epoch  5" in out and "best epoch" in out and output in out
     assert re.search(r"--warmup_steps 999 cut to \d+: the run has \d+ steps", out)
     assert "--pref_group_size 9 cut to 3" in out
+    assert "chat would refuse 0% of 4 answered validation rows" in out
+    assert "so few rows say little" in out and "hardly anything" not in out
     assert json.loads((tmp_path / "meta.json").read_text())["labels"][0]["label"]
     held_out = tmp_path / "val.jsonl"
     held_out.write_text(
@@ -403,6 +405,25 @@ def test_finetune_evaluate_and_chat_work_together(
         assert wrong[0] in capsys.readouterr().err
 
 
+def test_a_run_that_will_refuse_says_so(tmp_path, capsys):
+    """Each question has as many replies as there are: none is ever likely."""
+    rows = [
+        {"user": f"{word} {extra}", "assistant": f"Reply {i}.", "label": word}
+        for word in ("parcel", "refund")
+        for extra in ("please", "today", "now", "help", "again")
+        for i in range(12)
+    ]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["finetune", "--data", str(path), "--output", str(tmp_path / "r")]
+    argv += ["--epochs", "2", "--model_size", "base", "--val_split", "0.3"]
+    assert main([*argv, "--scorer_epochs", "0"]) == 0
+    out = capsys.readouterr().out
+    share = int(re.search(r"refuse (\d+)% of 48 answered validation rows", out)[1])
+    assert share > 50 and "hardly anything would be answered" in out
+    assert "so few rows" not in out
+
+
 # --- bad input: one line, exit code 2
 
 
@@ -427,9 +448,12 @@ BAD_INPUT = {
     "missing file": (None, r"No such file"),
     "empty file": ("", r"bad\.jsonl: no rows"),
     "broken JSON": (ROW + '{"user": \n', r"bad\.jsonl:2 is not valid JSON"),
-    "not an object": (ROW + "[1]\n", r"bad\.jsonl:2 is not a JSON object"),
-    "no usable row": ('{"user": "q"}\n', r"no usable row\. 1 rows left out.*:1"),
-    "one class only": (ROW * 3, r"All 3 rows have the label 'x'"),
+    "not an object": (ROW + "[1]\n", r"bad\.jsonl:2 is not a JSON object \(an array: "),
+    "an array of a file": ("[\n{}\n]\n", r"bad\.jsonl:1 .*\(an array: write one"),
+    "an array in one line": ("[{}]", r"bad\.jsonl:1 .*\(an array: write one"),
+    "no usable row": ('{"user": "q"}\n', r"no usable row\. 1 row left out.*:1"),
+    "one class only": (ROW * 3, r"All rows have the label 'x'"),
+    "one row only": (ROW, r"The only row has the label 'x'"),
     "one reply only": (
         '{"user": "q", "assistant": "a"}\n' * 2,
         r"All replies say the same",
@@ -490,12 +514,12 @@ def _damage_checkpoint(run):
     for path in (run / "checkpoints" / str(step)).rglob("*"):
         if path.is_file() and path.stat().st_size > 200:
             path.write_bytes(path.read_bytes()[:50])
-    return "cannot be loaded"
+    return r"\d cannot be loaded: the checkpoint is damaged, or of another shape\."
 
 
 def _damage_missing_step(run):
     shutil.rmtree(run / "checkpoints")
-    return "cannot be loaded"
+    return r"\d cannot be loaded: the checkpoint is missing\. Train again\."
 
 
 def _damage_foreign_config(run):
@@ -545,10 +569,10 @@ DAMAGE = [value for name, value in globals().items() if name.startswith("_damage
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__[8:])
-def test_damaged_runs(damage, own_run, capsys):
+def test_damaged_runs(damage, own_run, capsys, caplog):
     message = damage(own_run)
     assert main(["chat", "--weights", str(own_run)]) == 2
-    assert re.search(message, _one_line(capsys))
+    assert re.search(message, _one_line(capsys)) and not caplog.records
 
 
 def test_an_unknown_label_at_evaluation(own_run, tmp_path, capsys):
@@ -677,10 +701,34 @@ def test_a_database_that_is_no_file(where, own_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [["chat", "--weights", "r", "--seed", "-1"], ["demo", "--seeds", "0"]]
+    "argv",
+    [
+        ["chat", "--weights", "r", "--seed", "-1"],
+        ["demo", "--seeds", "0"],
+        ["chat", "--weights", "r", "--min_confidence", "3"],
+        ["chat", "--weights", "r", "--top_labels", "0"],
+        ["chat", "--weights", "r", "--max_candidates_per_bucket", "0"],
+        ["chat", "--weights", "r", "--db_top_k", "-1"],
+        ["evaluate", "--weights", "r", "--data", "d", "--min_confidence", "3"],
+    ],
 )
 def test_other_wrong_numbers(argv, capsys):
-    assert main(argv) == 2 and "--seed" in _one_line(capsys)
+    assert main(argv) == 2
+    assert f"error: {argv[-2]} {argv[-1]}: must be" in _one_line(capsys)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argv", [["--help"], ["losses"]])
+def test_an_output_that_is_full_is_named(argv, unbuffered):
+    command = [sys.executable, "-m", "prefchat_jax", *argv]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    wanted = "prefchat: error: standard output: No space left on device.\n"
+    assert (done.returncode, done.stderr) == (2, wanted)
 
 
 def test_a_file_that_is_no_metadata(own_run, tmp_path, capsys):

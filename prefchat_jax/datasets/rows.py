@@ -53,10 +53,23 @@ def decode_row(line: bytes) -> Row:
     try:
         row = _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unreadable(f"is not valid JSON ({error})") from error
+        raise Unreadable(f"is not valid JSON ({_reason(line, error)})") from error
     if type(row) is not dict:
-        raise Unreadable("is not a JSON object")
+        array = " (an array: write one object a line)" if type(row) is list else ""
+        raise Unreadable(f"is not a JSON object{array}")
     return row
+
+
+def _reason(line: bytes, error: Exception) -> str:
+    """What is wrong with a line, for who knows files better than decoders."""
+    if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16, as it seems: save the file as UTF-8"
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "not UTF-8: save the file as UTF-8"
+    array = line in (b"[", b"[{") or line.startswith(b"[") and line.endswith(b",")
+    return "an array: write one object a line" if array else str(error)
 
 
 def is_preference(row: Row) -> bool:
