@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prefchat_jax.chat.config import ChatSettings as ChatSettings
     from prefchat_jax.chat.session import Chat as Chat
     from prefchat_jax.chat.session import Reply as Reply
+    from prefchat_jax.errors import UserError as UserError
     from prefchat_jax.training.config import FinetuneConfig as FinetuneConfig
 
 __version__ = "0.1.0"
@@ -21,9 +22,10 @@ _LAZY = {
     "ChatSettings": "prefchat_jax.chat.config",
     "FinetuneConfig": "prefchat_jax.training.config",
     "Reply": "prefchat_jax.chat.session",
+    "UserError": "prefchat_jax.errors",
 }
 
-__all__ = ["Chat", "ChatSettings", "FinetuneConfig", "Reply", "losses"]
+__all__ = ["Chat", "ChatSettings", "FinetuneConfig", "Reply", "UserError", "losses"]
 
 
 def __getattr__(name: str) -> Any:
@@ -32,3 +34,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

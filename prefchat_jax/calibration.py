@@ -19,9 +19,10 @@ from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.tuning import choices, tune_weights
 
 if TYPE_CHECKING:
-    from prefchat_jax.chat.session import Chat
+    from prefchat_jax.chat.session import Chat, Reply
 
-_MEASURED = 1000  # Validation rows that are asked.
+_MEASURED = 1000  # Validation rows that are asked,
+_TRIED = 300  # and, once all is measured, asked again.
 _PRIOR, _PRIOR_ROWS = 0.5, 20  # Threshold before any row is asked: a coin's toss.
 _STORED = 0.5  # Share of the rows whose reply is stored, to judge replies by them.
 _EVEN = 0.5  # From here on a reply is more often right than wrong.
@@ -38,6 +39,13 @@ class Platt(NamedTuple):
     def probability(self, relevance: np.ndarray | float) -> np.ndarray:
         """Probabilities of relevance `[...]`."""
         return _sigmoid(self.slope * np.asarray(relevance, np.float64) + self.offset)
+
+
+class Refused(NamedTuple):
+    """What share of the rows that were asked a chat refuses."""
+
+    share: float
+    rows: int
 
 
 # What is assumed before any row is seen. Few replies have all the evidence: one
@@ -251,6 +259,21 @@ def measure_chat(
     return found | calibrate(relevance=relevance, is_right=is_right)
 
 
+def measure_refused(chat: "Chat", val_rows: Sequence[Example]) -> Refused | None:
+    """How much a calibrated chat would refuse; None without an answered row.
+
+    Args:
+      chat: with the calibration that it is to have.
+      val_rows: rows that were not trained on.
+    """
+    rows = [row for row in val_rows if row.response]
+    if not rows or not len(chat):
+        return None
+    rows = rows[:: -(-len(rows) // _TRIED)]
+    refused = [reply.abstained for reply in _replies(chat, rows)]
+    return Refused(float(np.mean(refused)), len(rows))
+
+
 def tune_run(weights: str | os.PathLike, rows: Sequence[Example]) -> dict[str, Any]:
     """Fits ranking weights and confidence of a run to rows; keeps them in the run.
 
@@ -262,7 +285,7 @@ def tune_run(weights: str | os.PathLike, rows: Sequence[Example]) -> dict[str, A
       What changed in config.json.
 
     Raises:
-      UserError: the run cannot be read, or no row has a reply.
+      UserError: the run cannot be read, stores nothing, or no row has a reply.
     """
     from prefchat_jax.chat.session import Chat
 
@@ -270,25 +293,36 @@ def tune_run(weights: str | os.PathLike, rows: Sequence[Example]) -> dict[str, A
     if not any(row.response for row in rows):
         raise UserError("--tune_ranking needs rows with a reply: there are none.")
     with Chat.load(weights) as chat:
+        if not len(chat):
+            raise UserError(
+                f"--tune_ranking: {weights} stores no answers to rank: add some with "
+                "`prefchat index`."
+            )
         found = measure_chat(chat, rows)
     run.write_json("config.json", run.config() | found)
     return found
 
 
 def _ask(chat: "Chat", rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """How relevant the best reply to each row is, and whether it is right."""
-    replies = chat.reply_batch(
+    """How relevant the best reply to each row is, and whether it is right.
+
+    Rows for which the chat has no candidate at all are left out.
+    """
+    asked = zip(_replies(chat, rows), rows, strict=True)
+    best = [(r.candidates[0], row.response) for r, row in asked if r.candidates]
+    relevance = [sum(found.terms[name] for name in RELEVANCE) for found, _ in best]
+    right = [found.response == response for found, response in best]
+    return np.array(relevance), np.array(right, bool)
+
+
+def _replies(chat: "Chat", rows: Sequence[Example]) -> list["Reply"]:
+    """The chat's best reply to each row, after the turns before it."""
+    return chat.reply_batch(
         [row.question for row in rows],
         histories=[row.context[:-1] for row in rows],
         style="balanced",
         creativity=0.0,
     )
-    best = [reply.candidates[0] for reply in replies]
-    relevance = [sum(found.terms[name] for name in RELEVANCE) for found in best]
-    right = [
-        found.response == row.response for found, row in zip(best, rows, strict=True)
-    ]
-    return np.array(relevance), np.array(right)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what may be written."""
 
 import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+from prefchat_jax.errors import UserError
 
 os.umask(_UMASK := os.umask(0))  # The only way to read it is to set it.
 
@@ -14,15 +16,70 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path that replaces `path` when the block succeeds.
 
     A reader sees the old file or the new one, never a part, also when the disk
-    fills up or the process dies.
+    fills up or the process dies. An `OSError` names `path`, not the temporary one.
     """
-    path = pathlib.Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    path, name = pathlib.Path(path), None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
         yield pathlib.Path(name)
         os.chmod(name, 0o666 & ~_UMASK)  # mkstemp lets nobody else read.
         os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
+    except BaseException as error:
+        if name is not None:
+            pathlib.Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and _is_aside(error.filename, path):
+            error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+def check_outputs(
+    outputs: Mapping[str, str | os.PathLike | None],
+    *,
+    reads: Iterable[str | os.PathLike] = (),
+    run: str | os.PathLike | None = None,
+) -> None:
+    """Fails before the work where a file could not be written after it, or must not.
+
+    Args:
+      outputs: file by flag, without its dashes; None is not written.
+      reads: files that must stay as they are.
+      run: a run directory, in which nothing else may be written.
+
+    Raises:
+      UserError: it names the flag and the path.
+    """
+    taken: dict[pathlib.Path, str] = {}
+    read = set(map(_real, reads))
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        place, given = _real(path), f"--{flag} {os.fspath(path)}"
+        if run is not None and _real(run) in place.parents:
+            raise UserError(f"{given} lies in the run itself: name another file.")
+        _check_place(given, pathlib.Path(path))
+        if place in read:
+            raise UserError(f"{given} would replace what is read: name another file.")
+        if place in taken:
+            raise UserError(f"{given} is the file of --{taken[place]}, too.")
+        taken[place] = flag
+
+
+def _is_aside(name: str | None, path: pathlib.Path) -> bool:
+    """Whether an error is of the temporary file; of a failed write it names none."""
+    return name is None or pathlib.Path(name).name.startswith(f".{path.name}.")
+
+
+def _real(path: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(os.path.realpath(path))
+
+
+def _check_place(given: str, path: pathlib.Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{given}: no such folder, make {path.parent} first.")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise UserError(f"{given} is {kind}: name a file.")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{given}: nothing can be written to {path.parent}.")

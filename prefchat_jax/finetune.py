@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 
 import prefchat_jax
-from prefchat_jax.calibration import measure_chat
+from prefchat_jax.calibration import Refused, measure_chat, measure_refused
+from prefchat_jax.chat.config import Calibration
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
 from prefchat_jax.indexing import build_store, is_store_of
@@ -18,11 +19,16 @@ from prefchat_jax.text.dialogue import Example
 from prefchat_jax.text.features import HASH_VERSION
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import fingerprint, load_model
-from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.config import BRANCH_WIDTHS, FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names, load_corpus
 from prefchat_jax.training.loop import Fit, Progress, fit
 from prefchat_jax.training.recipe import make_plan, make_recipe
-from prefchat_jax.training.run_directory import FORMAT, RunDirectory, write_json
+from prefchat_jax.training.run_directory import (
+    FORMAT,
+    RunDirectory,
+    start_run,
+    write_json,
+)
 from prefchat_jax.training.scorer_run import ScorerStart, scorer_start, train_scorer
 from prefchat_jax.training.steps import Recipe, Rows, predict
 
@@ -34,6 +40,7 @@ class Result(NamedTuple):
     fit: Fit
     seconds: float
     corpus: Corpus
+    refused: Refused | None  # Of the validation rows; None where none has a reply.
 
 
 class Silent:
@@ -59,7 +66,7 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
       UserError: bad data or settings; nothing half-written is left.
     """
     start = time.perf_counter()
-    run = _open_run(config)
+    run = start_run(config)
     corpus = load_corpus(config, progress)
     recipe, loop = make_recipe(config, corpus, progress)
     params = _initial_params(config, recipe.model, corpus)
@@ -70,28 +77,30 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     if config.resume:
         _check_same_run(run, config, corpus, start_hash)
     scorer = scorer_start(run, config, corpus.featurizer, corpus.scored)
-    if not config.resume:
-        _write_description(run, config, corpus, recipe, scorer, start_hash)
-    scorer_params = train_scorer(config, scorer, progress)
-    progress.stage("training")
-    result = fit(
-        run,
-        recipe,
-        loop,
-        params,
-        corpus.train,
-        corpus.val,
-        make_plan(config, corpus),
-        progress,
-        scorer_params,
-    )
-    finish_run(run, result, corpus)
+    with run.alone():
+        if not config.resume:
+            RunDirectory.create(run.path)  # Another may have finished meanwhile.
+            _write_description(run, config, corpus, recipe, scorer, start_hash)
+        scorer_params = train_scorer(config, scorer, progress)
+        progress.stage("training")
+        result = fit(
+            run,
+            recipe,
+            loop,
+            params,
+            corpus.train,
+            corpus.val,
+            make_plan(config, corpus),
+            progress,
+            scorer_params,
+        )
+        refused = finish_run(run, result, corpus)
     if config.meta:
         write_json(config.meta, _metadata(run, result))
-    return Result(run, result, time.perf_counter() - start, corpus)
+    return Result(run, result, time.perf_counter() - start, corpus, refused)
 
 
-def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
+def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> Refused | None:
     """Binds the store and what chat needs to know to the best checkpoint."""
     config = run.config() | {
         "best_epoch": result.best_epoch,
@@ -119,13 +128,10 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> None:
             logits=predict(model, params, val.ids, val.weights),
             labels=val.labels,
         )
+        chat.calibration = Calibration.read(config | measured)
+        refused = measure_refused(chat, corpus.val_rows)
     run.write_json("config.json", config | measured)
-
-
-def _open_run(config: FinetuneConfig) -> RunDirectory:
-    if config.resume:
-        return RunDirectory.open(config.output)
-    return RunDirectory.create(config.output)
+    return refused
 
 
 def _with_reference(
@@ -156,6 +162,11 @@ def _initial_params(
         return init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
     source = RunDirectory.open(config.weights)
     shape, params = load_model(source)
+    if shape.branch_widths != model.branch_widths:
+        raise UserError(
+            f"{_branch_flags(model.branch_widths)}: --weights {config.weights} was "
+            f"trained with {_branch_flags(shape.branch_widths)}: give the same."
+        )
     theirs = dataclasses.asdict(shape) | {"labels": _labels(source)}
     ours = dataclasses.asdict(model) | {"labels": list(corpus.labelled.buckets.labels)}
     changes = [
@@ -170,8 +181,24 @@ def _initial_params(
     return params
 
 
+def _branch_flags(widths: Sequence[int]) -> str:
+    """The flags that give these branches: the size, and what differs from its own."""
+    size, usual = next(
+        (size, usual)
+        for size, usual in BRANCH_WIDTHS.items()
+        if len(usual) == len(widths)
+    )
+    names = ("expansion_dim", "extra_expansion_dim", "third_expansion_dim")
+    flags = [
+        f" --{name} {width}"
+        for name, width, default in zip(names, widths, usual, strict=False)
+        if width != default
+    ]
+    return f"--model_size {size}{''.join(flags)}"
+
+
 def _labels(run: RunDirectory) -> list[str | int]:
-    return [bucket["label"] for bucket in run.read_json("labels.json")]
+    return [bucket["label"] for bucket in run.buckets()]
 
 
 def _short(value: object) -> str:
@@ -249,6 +276,6 @@ def _check_same_run(
 
 def _metadata(run: RunDirectory, result: Fit) -> dict:
     return run.config() | {
-        "labels": run.read_json("labels.json"),
+        "labels": run.buckets(),
         "history": result.history,
     }

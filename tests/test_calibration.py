@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from prefchat_jax.calibration import (
     cautious_threshold,
     fit_platt,
     fit_temperature,
+    measure_chat,
     scope_threshold,
 )
 from prefchat_jax.evaluation.metrics import expected_calibration_error, softmax
@@ -188,6 +190,20 @@ def test_replies_that_are_not_stored_judge_nothing(run, corpus_path, tmp_path):
     assert own.config()["confidence"] == ASSUMED._asdict()
     assert not Chat.load(own.path).reply("where is my parcel").abstained
     assert run.run.config()["confidence"] != ASSUMED._asdict()
+
+
+def test_a_message_without_candidates_is_left_out(run, examples, monkeypatch):
+    ask = Chat.reply_batch
+
+    def reply_batch(*args, **kwargs):
+        first, *rest = ask(*args, **kwargs)
+        return [dataclasses.replace(first, candidates=[]), *rest]
+
+    monkeypatch.setattr(Chat, "reply_batch", reply_batch)
+    with Chat.load(run.run.path) as chat:
+        assert measure_chat(chat, examples)["confidence"] != ASSUMED._asdict()
+        alone = measure_chat(chat, examples[:1])
+    assert "weights" in alone and "confidence" not in alone
 
 
 def test_a_run_is_calibrated(run):

@@ -39,6 +39,22 @@ def test_questions_get_their_answer_also_with_a_typo(chat, question):
     assert "nearest stored question" in reply.why
 
 
+@pytest.mark.parametrize(
+    ("messages", "settings", "words"),
+    [
+        ("ab", {}, "give a list of texts"),
+        (["hello", None], {}, "message None: must be text"),
+        (["hello"], {"creativity": "x"}, "creativity 'x': must be a number"),
+        (["hello"], {"temperature": None}, "temperature None: must be a number"),
+    ],
+)
+def test_what_is_no_message_and_no_number(messages, settings, words, chat):
+    with pytest.raises(TypeError, match=words):
+        chat.reply_batch(messages, **settings)
+    with pytest.raises(TypeError):
+        chat.explain(None)
+
+
 def test_a_follow_up_is_answered_from_the_history(chat):
     alone = chat.reply("and how long?")
     history = [("user", "where is my parcel"), ("assistant", "Open Orders.")]

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import json
@@ -13,15 +14,18 @@ import numpy as np
 import pytest
 from conftest import quick
 
+import prefchat_jax.finetune as finetune_module
 from prefchat_jax.chat import connections
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags
 from prefchat_jax.cli.main import COMMANDS, main
 from prefchat_jax.errors import UserError
+from prefchat_jax.files import write_aside
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_scorer
 from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.run_directory import RunDirectory
 
 SEED_FINETUNE = (
     "--data corpus.jsonl --weights RUN_OR_FILE --model_size large --train_all "
@@ -99,6 +103,53 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
     path.write_text("epoch: 3\n")
     with pytest.raises(UserError, match=r"run\.yaml: no flag 'epoch'"):
         _parse(FinetuneConfig, ["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        ("", ["--epochs", "ten"], "--epochs ten: give a whole number."),
+        ("", ["--lr=ten"], "--lr ten: give a number."),
+        ("", ["--pref-beta", "ten"], "--pref_beta ten: give a number."),
+        ("", ["--pref_noise", "no"], "--pref_noise no: use one of none, confidence"),
+        ("", ["--epochs"], "--epochs needs a value."),
+        ("epochs: ten", [], "run.yaml: --epochs ten: give a whole number."),
+        ("epochs: 0", [], "run.yaml: --epochs 0: must be at least 1."),
+        ("epochs: 0", ["--epochs", "x"], "--epochs x: give a whole number."),
+        ("meta: ''", [], "run.yaml: --meta is empty"),
+    ],
+)
+def test_a_value_that_cannot_be_read(text, argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(text or "output: b")
+    argv = ["--output", "b", *argv]
+    with pytest.raises(UserError) as caught:
+        _parse(FinetuneConfig, ["--config", "run.yaml", *argv])
+    assert str(caught.value).startswith(message) and "{None}" not in str(caught.value)
+
+
+def test_numbers_of_a_list_and_flags_that_are_missing(capsys):
+    assert main(["index", "--weights", "r", "--delete", "3", "x"]) == 2
+    assert "--delete x: give a whole number." in _one_line(capsys)
+    assert main(["chat"]) == 2
+    assert "error: --weights is missing: Run directory" in _one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["finetune", "--data", "c.jsonl", "--output", ""],
+        ["finetune", "--data", "c.jsonl", "--output", "r", "--meta", " "],
+        ["chat", "--weights", "r", "--memory_db", "m", "--user", ""],
+        ["build", "--output", "x", "--inputs", ""],
+        ["evaluate", "--data", "c.jsonl", "--weights", ""],
+    ],
+)
+def test_no_text_is_empty(argv, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    assert f"{argv[-2]} is empty" in _one_line(capsys)
+    assert not list(tmp_path.iterdir())
 
 
 WRONG_VALUES = {
@@ -291,6 +342,12 @@ def test_help_is_fast_and_imports_no_jax():
     assert float(out.split()[-1]) < 0.2
 
 
+def test_the_package_is_a_command_too():
+    argv = [sys.executable, "-m", "prefchat_jax", "chta"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2 and "no command 'chta'" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["finetune", "chat", "evaluate", "index", "demo"])
 def test_every_command_explains_its_flags(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -320,6 +377,8 @@ def test_finetune_evaluate_and_chat_work_together(
     assert "epoch  5" in out and "best epoch" in out and output in out
     assert re.search(r"--warmup_steps 999 cut to \d+: the run has \d+ steps", out)
     assert "--pref_group_size 9 cut to 3" in out
+    assert "chat would refuse 0% of 4 answered validation rows" in out
+    assert "so few rows say little" in out and "hardly anything" not in out
     assert json.loads((tmp_path / "meta.json").read_text())["labels"][0]["label"]
     held_out = tmp_path / "val.jsonl"
     held_out.write_text(
@@ -346,6 +405,25 @@ def test_finetune_evaluate_and_chat_work_together(
         assert wrong[0] in capsys.readouterr().err
 
 
+def test_a_run_that_will_refuse_says_so(tmp_path, capsys):
+    """Each question has as many replies as there are: none is ever likely."""
+    rows = [
+        {"user": f"{word} {extra}", "assistant": f"Reply {i}.", "label": word}
+        for word in ("parcel", "refund")
+        for extra in ("please", "today", "now", "help", "again")
+        for i in range(12)
+    ]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["finetune", "--data", str(path), "--output", str(tmp_path / "r")]
+    argv += ["--epochs", "2", "--model_size", "base", "--val_split", "0.3"]
+    assert main([*argv, "--scorer_epochs", "0"]) == 0
+    out = capsys.readouterr().out
+    share = int(re.search(r"refuse (\d+)% of 48 answered validation rows", out)[1])
+    assert share > 50 and "hardly anything would be answered" in out
+    assert "so few rows" not in out
+
+
 # --- bad input: one line, exit code 2
 
 
@@ -370,9 +448,12 @@ BAD_INPUT = {
     "missing file": (None, r"No such file"),
     "empty file": ("", r"bad\.jsonl: no rows"),
     "broken JSON": (ROW + '{"user": \n', r"bad\.jsonl:2 is not valid JSON"),
-    "not an object": (ROW + "[1]\n", r"bad\.jsonl:2 is not a JSON object"),
-    "no usable row": ('{"user": "q"}\n', r"no usable row\. 1 rows left out.*:1"),
-    "one class only": (ROW * 3, r"All 3 rows have the label 'x'"),
+    "not an object": (ROW + "[1]\n", r"bad\.jsonl:2 is not a JSON object \(an array: "),
+    "an array of a file": ("[\n{}\n]\n", r"bad\.jsonl:1 .*\(an array: write one"),
+    "an array in one line": ("[{}]", r"bad\.jsonl:1 .*\(an array: write one"),
+    "no usable row": ('{"user": "q"}\n', r"no usable row\. 1 row left out.*:1"),
+    "one class only": (ROW * 3, r"All rows have the label 'x'"),
+    "one row only": (ROW, r"The only row has the label 'x'"),
     "one reply only": (
         '{"user": "q", "assistant": "a"}\n' * 2,
         r"All replies say the same",
@@ -433,17 +514,28 @@ def _damage_checkpoint(run):
     for path in (run / "checkpoints" / str(step)).rglob("*"):
         if path.is_file() and path.stat().st_size > 200:
             path.write_bytes(path.read_bytes()[:50])
-    return "cannot be loaded"
+    return r"\d cannot be loaded: the checkpoint is damaged, or of another shape\."
 
 
 def _damage_missing_step(run):
     shutil.rmtree(run / "checkpoints")
-    return "cannot be loaded"
+    return r"\d cannot be loaded: the checkpoint is missing\. Train again\."
 
 
 def _damage_foreign_config(run):
     (run / "config.json").write_text('{"architectures": ["Bert"]}')
     return "not a run directory of prefchat-jax"
+
+
+def _damage_labels(run):
+    (run / "labels.json").write_text('["a", "b", "c", "d"]')
+    return r"labels\.json is damaged: it does not name 4 buckets"
+
+
+def _damage_count_of_labels(run):
+    labels = json.loads((run / "labels.json").read_text())
+    (run / "labels.json").write_text(json.dumps(labels[:3]))
+    return r"labels\.json is damaged"
 
 
 def _damage_features(run):
@@ -477,10 +569,10 @@ DAMAGE = [value for name, value in globals().items() if name.startswith("_damage
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__[8:])
-def test_damaged_runs(damage, own_run, capsys):
+def test_damaged_runs(damage, own_run, capsys, caplog):
     message = damage(own_run)
     assert main(["chat", "--weights", str(own_run)]) == 2
-    assert re.search(message, _one_line(capsys))
+    assert re.search(message, _one_line(capsys)) and not caplog.records
 
 
 def test_an_unknown_label_at_evaluation(own_run, tmp_path, capsys):
@@ -495,6 +587,69 @@ def test_an_existing_run_is_not_overwritten(own_run, corpus_path, capsys):
     argv = ["finetune", "--data", str(corpus_path), "--output", str(own_run)]
     assert main(argv) == 2 and "--resume" in _one_line(capsys)
     assert (own_run / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--meta", "no/m.json"], "--meta no/m.json: no such folder"),
+        (["--meta", "."], "--meta . is a folder"),
+        (["--meta", "new/m.json"], "lies in the run"),
+        (["--meta", "c.jsonl"], "would replace what is read"),
+        (["--output", "c.jsonl"], "--output c.jsonl is a file"),
+        (["--output", "old"], "already holds a run"),
+        (["--output", "no", "--resume"], "no is not a run directory"),
+    ],
+)
+def test_what_finetune_cannot_write_is_told_before_jax_is_loaded(
+    argv, message, own_run, corpus_path, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "prefchat_jax.finetune", None)
+    own_run.rename("old")
+    shutil.copy(corpus_path, "c.jsonl")
+    (tmp_path / "m.json").write_text('["c.jsonl"]')
+    assert (
+        main(["finetune", "--data_manifest", "m.json", "--output", "new", *argv]) == 2
+    )
+    assert message in _one_line(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"old", "c.jsonl", "m.json"}
+
+
+def test_one_training_at_a_time_writes_a_run(corpus_path, tmp_path, capsys):
+    argv = ["finetune", "--data", str(corpus_path), "--output", str(tmp_path / "r")]
+    with RunDirectory(tmp_path / "r").alone():
+        assert main(argv) == 2 and "another finetune" in _one_line(capsys)
+    assert not list((tmp_path / "r").iterdir())
+
+
+def test_of_two_that_start_together_one_is_told(corpus_path, tmp_path, monkeypatch):
+    run, read = RunDirectory(tmp_path / "r"), finetune_module.load_corpus
+    with contextlib.ExitStack() as held:
+
+        def slow(*args):
+            corpus = read(*args)
+            held.enter_context(run.alone())  # As the other one does meanwhile.
+            return corpus
+
+        monkeypatch.setattr(finetune_module, "load_corpus", slow)
+        with pytest.raises(UserError, match="another finetune"):
+            finetune(quick(corpus_path, run.path))
+        assert not list(run.path.iterdir())
+    with run.alone():
+        pass  # The lock went with its holder.
+
+
+@pytest.mark.parametrize("fails", ["mkstemp", "write", "replace"])
+def test_an_error_of_writing_names_the_file_not_the_temporary_one(fails, tmp_path):
+    path = tmp_path / ("no/x" if fails == "mkstemp" else "x")
+    if fails == "replace":
+        path.mkdir()
+    with pytest.raises(OSError) as caught, write_aside(path):
+        if fails == "write":
+            raise OSError(errno.ENOSPC, "full")  # As file.write does.
+    assert caught.value.filename == str(path) and caught.value.filename2 is None
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("name", ["responses.db", "config.json"])
@@ -546,10 +701,34 @@ def test_a_database_that_is_no_file(where, own_run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [["chat", "--weights", "r", "--seed", "-1"], ["demo", "--seeds", "0"]]
+    "argv",
+    [
+        ["chat", "--weights", "r", "--seed", "-1"],
+        ["demo", "--seeds", "0"],
+        ["chat", "--weights", "r", "--min_confidence", "3"],
+        ["chat", "--weights", "r", "--top_labels", "0"],
+        ["chat", "--weights", "r", "--max_candidates_per_bucket", "0"],
+        ["chat", "--weights", "r", "--db_top_k", "-1"],
+        ["evaluate", "--weights", "r", "--data", "d", "--min_confidence", "3"],
+    ],
 )
 def test_other_wrong_numbers(argv, capsys):
-    assert main(argv) == 2 and "--seed" in _one_line(capsys)
+    assert main(argv) == 2
+    assert f"error: {argv[-2]} {argv[-1]}: must be" in _one_line(capsys)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argv", [["--help"], ["losses"]])
+def test_an_output_that_is_full_is_named(argv, unbuffered):
+    command = [sys.executable, "-m", "prefchat_jax", *argv]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    wanted = "prefchat: error: standard output: No space left on device.\n"
+    assert (done.returncode, done.stderr) == (2, wanted)
 
 
 def test_a_file_that_is_no_metadata(own_run, tmp_path, capsys):

@@ -101,7 +101,7 @@ def test_rows_without_a_label_among_labelled_ones_are_left_out_aloud():
     labelled = assign_buckets(
         rows, num_buckets=10, seed=0, features=FeatureConfig(bits=10)
     )
-    assert len(labelled.examples) == 2 and "1 rows left out" in labelled.notices[0]
+    assert len(labelled.examples) == 2 and "1 row left out" in labelled.notices[0]
 
 
 def test_an_unknown_label_names_its_place():

@@ -1,11 +1,14 @@
 """Each flag of `prefchat evaluate` does something, and says what is wrong."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
+from conftest import QUESTIONS
 
+from prefchat_jax import indexing
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.cli.main import main
 
@@ -81,8 +84,6 @@ def test_what_is_not_installed_is_a_note(evaluate, many, monkeypatch):
 def test_without_the_training_rows_there_is_a_note(
     evaluate, many, monkeypatch, run, tmp_path
 ):
-    import shutil
-
     monkeypatch.setattr(Chat, "score_responses", _overlap, raising=False)
     own = shutil.copytree(run.run.path, tmp_path / "run")
     config = json.loads((own / "config.json").read_text())
@@ -187,6 +188,67 @@ def test_no_output_replaces_the_data(name, evaluate, corpus_path, tmp_path):
     assert data.read_bytes() == corpus_path.read_bytes()
 
 
+def test_no_output_replaces_what_a_manifest_names(run, tmp_path, capsys):
+    data, manifest = tmp_path / "val.jsonl", tmp_path / "m.json"
+    data.write_text('{"user": "q", "label": "refund"}\n')
+    manifest.write_text('["val.jsonl"]')
+    base = ["evaluate", "--weights", str(run.run.path)]
+    argv = [*base, "--data_manifest", str(manifest), "--errors", str(data)]
+    code, error = main(argv), capsys.readouterr().err
+    assert "would replace" in _one_line(code, error) and data.stat().st_size
+
+
+def test_no_output_replaces_what_the_bar_is_trained_on(evaluate, run, many, tmp_path):
+    own, train = shutil.copytree(run.run.path, tmp_path / "run"), tmp_path / "t.jsonl"
+    train.write_text('{"user": "q", "assistant": "r"}\n')
+    config = json.loads((own / "config.json").read_text())
+    config["finetune"]["data"] = str(train)
+    (own / "config.json").write_text(json.dumps(config))
+    argv = ["--weights", own, "--one_of_100", "--errors", train]
+    code, _, error = evaluate(*argv, data=many)
+    assert "would replace" in _one_line(code, error) and train.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--errors", "run/responses.db"], "lies in the run"),
+        (["--json", "run/config.json"], "lies in the run"),
+        (["--plot", "run/new/x.png"], "lies in the run"),
+        (["--errors", "same", "--json", "./same"], "file of --errors, too"),
+        (["--json", "."], "is a folder"),
+        (["--errors", "/dev/null"], "is no regular file"),
+    ],
+)
+def test_an_output_is_refused_before_the_run_is_asked(
+    argv, message, evaluate, run, tmp_path, monkeypatch
+):
+    import prefchat_jax.evaluation.run as judging
+
+    monkeypatch.setattr(judging, "judge_records", None, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(run.run.path)
+    before = {path: path.stat() for path in run.run.path.iterdir()}
+    code, _, error = evaluate(*argv)
+    assert message in _one_line(code, error) and argv[-2] in error
+    assert {path: path.stat() for path in run.run.path.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_few_rows_are_told_before_anything_is_done(evaluate, run, tmp_path):
+    before = (run.run.path / "config.json").read_bytes()
+    code, out, error = evaluate("--one_of_100", "--tune_ranking")
+    assert "100 different responses" in _one_line(code, error) and not out
+    assert (run.run.path / "config.json").read_bytes() == before
+
+
+def test_tuning_a_run_that_stores_nothing_is_one_line(evaluate, run, tmp_path):
+    own = shutil.copytree(run.run.path, tmp_path / "run")
+    indexing.delete(own, responses=[answer for answer, _ in QUESTIONS.values()])
+    code, _, error = evaluate("--tune_ranking", "--weights", own)
+    assert "prefchat index" in _one_line(code, error)
+
+
 def test_a_plot_without_matplotlib_is_one_line(evaluate, monkeypatch, tmp_path):
     _no_module(monkeypatch, "matplotlib")
     code, _, error = evaluate("--plot", tmp_path / "x.png")
@@ -196,6 +258,11 @@ def test_a_plot_without_matplotlib_is_one_line(evaluate, monkeypatch, tmp_path):
 def test_a_plot_of_nothing_is_one_line(evaluate, tmp_path):
     data = tmp_path / "val.jsonl"
     data.write_text('{"user": "pizza", "label": "oos"}\n')
-    code, out, error = evaluate("--plot", tmp_path / "x.png", data=data)
+    argv = ["--plot", "x.png", "--json", "x.json", "--errors", "x.jsonl"]
+    argv = [arg if arg[0] == "-" else tmp_path / arg for arg in argv]
+    code, out, error = evaluate(*argv, data=data)
     assert "no in-scope row" in _one_line(code, error)
     assert not (tmp_path / "x.png").exists() and "refused" in out
+    # What was measured is not lost.
+    assert "refused" in json.loads((tmp_path / "x.json").read_text())
+    assert (tmp_path / "x.jsonl").exists()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import prefchat_jax
+from prefchat_jax.errors import UserError
 
 LAYERS = [
     "errors",
@@ -51,13 +52,13 @@ def test_every_module_has_a_layer():
     rooms = {p.stem for p in PACKAGE.glob("*.py")} | {
         p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
     }
-    assert rooms - {"__init__"} == set(LAYERS)
+    assert rooms - {"__init__", "__main__"} == set(LAYERS)
 
 
 def test_imports_point_down():
     for path in PACKAGE.rglob("*.py"):
         layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if layer == "__init__":
+        if layer in ("__init__", "__main__"):
             continue
         for name, _ in _imported(path):
             if name in LAYERS:
@@ -78,6 +79,16 @@ def test_the_package_and_the_command_import_no_jax():
     assert "jax" not in _modules_after(
         "import prefchat_jax.cli.flags, prefchat_jax.training.config"
     )
+
+
+def test_the_package_lists_what_it_has():
+    assert {"Chat", "Reply", "UserError", "losses", "__version__"} <= set(
+        dir(prefchat_jax)
+    )
+    assert prefchat_jax.UserError is UserError
+    names = prefchat_jax.losses.__all__
+    assert {"dpo", "Group", "mine_negatives"} <= set(names)
+    assert not {"links", "groups", "types"} & set(names)
 
 
 def test_losses_import_jax_alone():

@@ -1,6 +1,7 @@
 """A hundred malformed lines of twenty kinds: each is reported, none is lost."""
 
 import json
+import re
 
 import pytest
 
@@ -14,13 +15,16 @@ KINDS = {
     "cut off": (b'{"user": "q", "assist', "not valid JSON"),
     "two rows": (b'{"user": "q"} {"user": "p"}', "not valid JSON"),
     "single quotes": (b"{'user': 'q'}", "not valid JSON"),
-    "not UTF-8": (b'{"user": "caf\xe9", "assistant": "r"}', "not valid JSON"),
-    "UTF-16": ('{"user": "q"}'.encode("utf-16-le"), "not valid JSON"),
+    "not UTF-8": (
+        b'{"user": "caf\xe9", "assistant": "r"}',
+        "not valid JSON (not UTF-8: save the file as UTF-8",
+    ),
+    "UTF-16": ('{"user": "q"}'.encode("utf-16-le"), "not valid JSON (UTF-16"),
     "half a surrogate": (rb'{"user": "\ud83d", "assistant": "r"}', "not valid JSON"),
     "a raw control": (b'{"user": "a\x01b", "assistant": "r"}', "not valid JSON"),
     "not a number": (b'{"user": "q", "label": NaN}', "not valid JSON"),
     "too deep": (b'{"user": ' + b"[" * 5000, "not valid JSON"),
-    "a list": (b'["q", "r"]', "not a JSON object"),
+    "a list": (b'["q", "r"]', "not a JSON object (an array: write one object a"),
     "a string": (b'"q"', "not a JSON object"),
     "no question": (b'{"assistant": "r"}', "no user text"),
     "empty question": (b'{"user": "  ", "assistant": "r"}', "no user text"),
@@ -45,6 +49,19 @@ KINDS = {
         b'{"prompt": "q", "chosen": [{"role": "user", "content": "x"}],'
         b' "rejected": "y"}',
         "chosen does not end with the assistant",
+    ),
+    "a list of labels": (
+        b'{"user": "q", "assistant": "r", "label": ["oven"]}',
+        "the label is a list: write text or a whole number",
+    ),
+    "a label of objects": (
+        b'{"user": "q", "assistant": "r", "intent": {"name": "oven"}}',
+        "the intent is an object",
+    ),
+    "a truth value as label": (
+        b'{"messages": [{"role": "user", "content": "q"},'
+        b' {"role": "assistant", "content": "r"}], "label": true}',
+        "the label is true or false",
     ),
     "history of text": (
         b'{"user": "q", "assistant": "r", "history": "earlier"}',
@@ -89,7 +106,9 @@ def test_training_names_the_line_too(tmp_path, kind):
     path = tmp_path / "in.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line)
     if "JSON" in words:
-        with pytest.raises(UserError, match=rf"in\.jsonl:2 .*{words}.*prefchat build"):
+        with pytest.raises(
+            UserError, match=rf"in\.jsonl:2 .*{re.escape(words)}.*prefchat build"
+        ):
             read_records([path])
     else:
         records = read_records([path])

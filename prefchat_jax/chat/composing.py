@@ -1,6 +1,7 @@
 """Composing: which of the ranked candidates is said, and how."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class Manner:
 
     Raises:
       UserError: there is no such style, or a number is out of range.
+      TypeError: what should be a number is none.
     """
 
     style: str
@@ -46,6 +48,10 @@ class Manner:
     def __post_init__(self):
         if self.style != "auto":
             get_style(self.style)
+        for name in ("creativity", "temperature"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{name} {value!r}: must be a number.")
         if not 0 <= self.creativity <= 1:
             raise UserError(f"creativity {self.creativity:g}: must be in [0, 1].")
         if not self.temperature >= 0:

@@ -91,7 +91,7 @@ class Chat:
             fingerprint=inference.fingerprint,
             bits=inference.featurizer.config.bits,
         )
-        names = [str(bucket["name"]) for bucket in directory.read_json("labels.json")]
+        names = directory.bucket_names()
         pooled = config["finetune"]["max_candidates_per_bucket"]
         if settings.max_candidates_per_bucket is None:
             settings = dataclasses.replace(settings, max_candidates_per_bucket=pooled)
@@ -122,6 +122,7 @@ class Chat:
 
         Raises:
           ValueError: an argument is out of range.
+          TypeError: the message is no text, or a number no number.
         """
         return self.reply_batch(
             [message],
@@ -285,6 +286,11 @@ class Chat:
         messages: Sequence[str],
         histories: Sequence[Sequence[Message]] | None,
     ) -> list[Asked]:
+        if isinstance(messages, str):  # Each letter would be a message.
+            raise TypeError("messages is one text: give a list of texts.")
+        for message in messages:
+            if not isinstance(message, str):
+                raise TypeError(f"message {message!r}: must be text.")
         return self._reader.asked(messages, histories, learnt=self.learnt_history)
 
     def _queries(self, asked: Sequence[Asked]) -> list[Query]:

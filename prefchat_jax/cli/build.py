@@ -59,7 +59,8 @@ def show(report: dict, console: Console) -> None:
     for place, words in report["unusable"][:_SHOWN]:
         _print(console, f"note: {place} {words}")
     if (more := len(report["unusable"]) - _SHOWN) > 0:
-        _print(console, f"note: {more:,} more lines are no rows: see the report")
+        lines = "line is no row" if more == 1 else "lines are no rows"
+        _print(console, f"note: {more:,} more {lines}: see the report")
 
 
 def _print(console: Console, text: str) -> None:

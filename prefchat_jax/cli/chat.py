@@ -85,7 +85,8 @@ class ChatFlags:
 def main(argv: Sequence[str]) -> None:
     """Loads the run and answers until the input ends."""
     given = flags.parse(ChatFlags, "chat", argv)
-    settings = ChatSettings(
+    settings = flags.checked(
+        ChatSettings,
         pool_mode=given.pool_mode,
         top_labels=given.top_labels,
         db_top_k=given.db_top_k,

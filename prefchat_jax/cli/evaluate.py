@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,9 @@ from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output, table
 from prefchat_jax.cli.device import select_device
+from prefchat_jax.datasets.records import corpus_paths, read_records
 from prefchat_jax.errors import UserError
+from prefchat_jax.files import check_outputs
 from prefchat_jax.training.run_directory import RunDirectory, write_json
 
 if TYPE_CHECKING:
@@ -57,64 +59,85 @@ class EvaluateFlags:
             raise UserError("--train_data is for --one_of_100: give both.")
         if self.train_data and not pathlib.Path(self.train_data).is_file():
             raise UserError(f"--train_data {self.train_data}: no such file.")
-        read = [self.data, self.data_manifest, self.train_data]
-        inputs = [pathlib.Path(path).resolve() for path in read if path]
-        for name in ("errors", "plot", "json"):
-            path = getattr(self, name)
-            if path is None:
-                continue
-            if not pathlib.Path(path).absolute().parent.is_dir():
-                raise UserError(f"--{name} {path}: no such folder.")
-            if pathlib.Path(path).resolve() in inputs:
-                raise UserError(f"--{name} {path} would replace what is read.")
+
+
+class _Ranking(NamedTuple):
+    """What --one_of_100 ranks, read before the run is asked."""
+
+    blocks: Sequence["Block"]
+    train: Sequence["Example"]
+    notes: list[str]
 
 
 def main(argv: Sequence[str]) -> None:
     """Prints tables; checks what can be wrong before the run is asked."""
     given = flags.parse(EvaluateFlags, "evaluate", argv)
-    settings = ChatSettings(min_confidence=given.min_confidence)
-    if given.plot:
-        from prefchat_jax.evaluation.reliability import check_plot
-
-        check_plot(given.plot)
+    settings = flags.checked(ChatSettings, min_confidence=given.min_confidence)
+    RunDirectory.open(given.weights)
+    paths = corpus_paths(given.data, given.data_manifest)
+    train_paths = _training_paths(given) if given.one_of_100 else []
+    _check_outputs(given, [*paths, *train_paths])
+    records = read_records(paths)
+    ranking = (
+        _ranking(given, records.examples, train_paths) if given.one_of_100 else None
+    )
     select_device(given.device)
-    from prefchat_jax.datasets.records import corpus_paths
-    from prefchat_jax.evaluation.run import figures, judge_run
+    from prefchat_jax.evaluation.run import figures, judge_records
 
     console = output()
-    paths = corpus_paths(given.data, given.data_manifest)
     if given.tune_ranking:
-        _tune(given.weights, paths, console)
-    judged = judge_run(given.weights, paths, settings)
+        _tune(given.weights, records.examples, console)
+    judged = judge_records(given.weights, records, settings)
     found: dict[str, Any] = dict(figures(judged))
     rows = [[name, _shown(value)] for name, value in found.items()]
     title = f"{given.weights} on {', '.join(map(str, paths))}"
     console.print(table(title, ["figure", "value"], rows))
-    if given.one_of_100:
-        found["one_of_100"] = _one_of_100(given, settings, judged, console)
     if given.errors:
         found["confused"] = _errors(given.errors, judged, console)
-    if given.plot:
-        from prefchat_jax.evaluation.reliability import plot_reliability
-
-        names = ", ".join(pathlib.Path(path).name for path in paths)
-        plot_reliability(
-            given.plot, judged, f"{pathlib.Path(given.weights).name} on {names}"
-        )
-        _say(console, f"reliability diagram: {given.plot}")
+    if ranking:
+        found["one_of_100"] = _one_of_100(given.weights, settings, ranking, console)
     if given.json:
         write_json(given.json, found)
+    if given.plot:  # Last: there may be nothing to draw.
+        _plot(given.plot, judged, given.weights, paths, console)
 
 
-def _tune(weights: str, paths: Sequence[str | pathlib.Path], console: Console) -> None:
+def _check_outputs(given: EvaluateFlags, reads: Sequence[str | os.PathLike]) -> None:
+    """Raises `UserError` where an output is read, lies in the run or cannot be."""
+    manifest = [given.data_manifest] if given.data_manifest else []
+    check_outputs(
+        {"errors": given.errors, "plot": given.plot, "json": given.json},
+        reads=[*reads, *manifest],
+        run=given.weights,
+    )
+    if given.plot:
+        from prefchat_jax.evaluation.reliability import check_plot
+
+        check_plot(given.plot)
+
+
+def _tune(weights: str, rows: Sequence["Example"], console: Console) -> None:
     from prefchat_jax.calibration import tune_run
-    from prefchat_jax.datasets.records import read_records
 
     with console.status("fitting the ranking"):
-        found = tune_run(weights, read_records(paths).examples)
+        found = tune_run(weights, rows)
     fitted = ", ".join(f"{name} {value:g}" for name, value in found["weights"].items())
     _say(console, f"ranking weights, kept in {weights}: {fitted}")
     _say(console, "note: the figures below are of the rows that they were fitted to")
+
+
+def _plot(
+    path: str,
+    judged: "Judgement",
+    weights: str,
+    data: Sequence[str | os.PathLike],
+    console: Console,
+) -> None:
+    from prefchat_jax.evaluation.reliability import plot_reliability
+
+    names = ", ".join(pathlib.Path(file).name for file in data)
+    plot_reliability(path, judged, f"{pathlib.Path(weights).name} on {names}")
+    _say(console, f"reliability diagram: {path}")
 
 
 def retrieval_table(title: str, systems: Sequence["Retrieval"]) -> Table:
@@ -133,25 +156,42 @@ def retrieval_table(title: str, systems: Sequence["Retrieval"]) -> Table:
     return table(title, columns, rows)
 
 
+def _ranking(
+    given: EvaluateFlags,
+    examples: Sequence["Example"],
+    train_paths: Sequence[str | os.PathLike],
+) -> _Ranking:
+    from prefchat_jax.evaluation.retrieval import blocks
+
+    made = blocks(examples)
+    try:
+        return _Ranking(made, read_records(train_paths).examples, [])
+    except UserError:
+        if given.train_data:
+            raise
+    note = (
+        "what the run trained on is not there any more: BM25 and TF-IDF know the "
+        "ranked responses alone; give --train_data."
+    )
+    return _Ranking(made, [], [note])
+
+
 def _one_of_100(
-    given: EvaluateFlags, settings: ChatSettings, judged: "Judgement", console: Console
+    weights: str, settings: ChatSettings, ranking: _Ranking, console: Console
 ) -> dict[str, dict[str, list[float]]]:
     from prefchat_jax.chat.session import Chat
     from prefchat_jax.evaluation.retrieval import (
         Retrieval,
         ScoresResponses,
-        blocks,
         chat_scorer,
         one_of_100,
     )
 
-    made = blocks(judged.records.examples)
+    made, train, notes = ranking
     with console.status("ranking replies"):
-        with Chat.load(given.weights, settings=settings) as chat:
+        with Chat.load(weights, settings=settings) as chat:
             ranks = one_of_100(made, chat_scorer(cast(ScoresResponses, chat)))
         systems = [Retrieval("run", ranks)]
-        notes = []
-        train = _training_rows(given, notes)
         systems += _baselines(made, train, notes)
     title = f"the true reply among 100, {100 * len(made):,} contexts, 95 % intervals"
     console.print(retrieval_table(title, systems))
@@ -175,21 +215,14 @@ def _baselines(
     return found
 
 
-def _training_rows(given: EvaluateFlags, notes: list[str]) -> Sequence["Example"]:
-    """The rows of `--train_data`, or those of the run if they are still there."""
-    from prefchat_jax.datasets.records import corpus_paths, read_records
-
+def _training_paths(given: EvaluateFlags) -> list[str | pathlib.Path]:
+    """The file of `--train_data`, or those of the run if they can be named."""
     if given.train_data:
-        return read_records([given.train_data]).examples
+        return [given.train_data]
     trained = RunDirectory.open(given.weights).config()["finetune"]
     try:
-        paths = corpus_paths(trained.get("data"), trained.get("data_manifest"))
-        return read_records(paths).examples
+        return corpus_paths(trained.get("data"), trained.get("data_manifest"))
     except UserError:
-        notes.append(
-            "what the run trained on is not there any more: BM25 and TF-IDF know "
-            "the ranked responses alone; give --train_data."
-        )
         return []
 
 

@@ -7,14 +7,20 @@ from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import TrainingProgress, output
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.run_directory import start_run
 
 if TYPE_CHECKING:
+    from prefchat_jax.calibration import Refused
     from prefchat_jax.finetune import Result
+
+_FEW = 30  # Validation rows that say little.
+_MOST = 0.5  # Share of refusals that nobody expects.
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains and says where the run is and what to do with it."""
     config = flags.parse(FinetuneConfig, "finetune", argv)
+    start_run(config)  # Says what is wrong before JAX is imported, for seconds.
     select_device(config.device)
     from prefchat_jax.finetune import finetune
 
@@ -34,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
             else ""
         ),
         *_trust(result),
+        *_refused(result.refused),
         f"{result.seconds:.1f} s, saved in {config.output}",
         f"next: prefchat chat --weights {config.output}",
     ]
@@ -50,3 +57,19 @@ def _trust(result: "Result") -> list[str]:
     alike = max(reliability.values()) - min(reliability.values()) < 0.01
     note = " (none stands out: all agree, or were learned by heart)" if alike else ""
     return [f"reliability of the labels: {shown}{note}"]
+
+
+def _refused(found: "Refused | None") -> list[str]:
+    """What chat would refuse, and a note where that is much or rests on little."""
+    if found is None:
+        return []
+    rows = f"{found.rows} answered validation row{'s' * (found.rows != 1)}"
+    lines = [f"chat would refuse {found.share:.0%} of {rows}"]
+    if found.rows < _FEW:
+        lines.append(f"note: so few rows say little: give {_FEW} or more to rely on it")
+    if found.share > _MOST:
+        lines.append(
+            "note: hardly anything would be answered: do like questions have different "
+            "replies? `prefchat evaluate --errors FILE` lists them"
+        )
+    return lines

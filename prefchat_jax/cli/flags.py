@@ -4,11 +4,20 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 import tyro
@@ -25,27 +34,74 @@ def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
       UserError: an unknown flag, a wrong value, or a bad file.
       SystemExit: after `--help`.
     """
-    from_file, argv = _config_flags(config, list(argv))
+    path, from_file, argv = _config_flags(config, list(argv))
+    try:
+        made = _parse(config, command, [*from_file, *argv])
+        _check_texts(made)
+    except UserError as error:
+        raise UserError(_place(str(error), path, from_file, argv)) from None
+    return made
+
+
+def _parse(config: type[T], command: str, argv: Sequence[str]) -> T:
     help_wanted = any(arg in ("-h", "--help") for arg in argv)
     _spell_unions(config)
     errors = io.StringIO()
     capture = (
         contextlib.nullcontext() if help_wanted else contextlib.redirect_stderr(errors)
     )
-    try:
-        with capture:
-            return tyro.cli(
-                config,
-                prog=f"prefchat {command}",
-                description=f"{config.__doc__}\n\n--config FILE.yaml sets flags, too; "
-                "the command line overrides it.",
-                args=[*from_file, *argv],
-            )
-    except SystemExit as stop:
-        if not stop.code:
+    description = (
+        f"{config.__doc__}\n\n--config FILE.yaml sets flags, too; the command line "
+        "overrides it."
+    )
+    with _objections(config) as found:
+        try:
+            with capture:
+                return tyro.cli(
+                    config,
+                    prog=f"prefchat {command}",
+                    description=description,
+                    args=argv,
+                )
+        except SystemExit as stop:
+            if not stop.code:
+                raise
+        if found:
+            raise found[0]
+        message = _wrong_value(config, argv) or _first_paragraph(errors.getvalue())
+        see = f"See `prefchat {command} --help`."
+        raise UserError(f"{_hint(config, argv)}{message} {see}")
+
+
+@contextlib.contextmanager
+def _objections(config: type) -> Iterator[list[UserError]]:
+    """Keeps what the dataclass itself says of its values, which tyro would wrap."""
+    found: list[UserError] = []
+    check = getattr(config, "__post_init__", None)
+    if check is None:
+        yield found
+        return
+
+    def keep(self: Any) -> None:
+        try:
+            check(self)
+        except UserError as error:
+            found.append(error)
             raise
-        message = _first_paragraph(errors.getvalue(), command)
-        raise UserError(_hint(config, argv) + message) from None
+
+    config.__post_init__ = keep
+    try:
+        yield found
+    finally:
+        config.__post_init__ = check
+
+
+def checked(make: Callable[..., T], **values: Any) -> T:
+    """`make(**values)`, whose errors begin with the name of a field: of a flag."""
+    try:
+        return make(**values)
+    except UserError as error:
+        raise UserError(f"--{error}") from None
 
 
 def check_style(name: str) -> None:
@@ -84,21 +140,97 @@ def _hint(config: type, argv: Sequence[str]) -> str:
     return ""
 
 
-def _first_paragraph(box: str, command: str) -> str:
-    """The message of tyro's error box, without its frame."""
+def _first_paragraph(box: str) -> str:
+    """The message of tyro's error box, without its frame, in this package's words."""
     lines = [re.sub(r"[│╭╮╰╯]", "", line).strip() for line in box.splitlines()]
-    lines = lines[1:] if lines and lines[0].startswith("─") else lines
-    message = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        message.append(line)
-    text = " ".join(filter(None, message)).rstrip(".")
-    text = re.sub(r"^Error parsing \w+Config: |^Error parsing \w+Flags: ", "", text)
-    return f"{text}. See `prefchat {command} --help`."
+    _, *lines = filter(None, lines)  # Without the title.
+    is_rule = lambda line: not line.strip("─-")
+    lines = itertools.dropwhile(is_rule, lines)  # Without UTF-8 one follows it.
+    message = itertools.takewhile(lambda line: not is_rule(line), lines)
+    text = " ".join(message).rstrip(".")
+    # Flags have underscores in all that this package prints.
+    text = re.sub(r"--[a-z][\w-]*", lambda m: f"--{m[0][2:].replace('-', '_')}", text)
+    if missing := re.findall(r"(--\w+) [A-Z]\S* (.*?)\.? \(required\)", text):
+        return " ".join(f"{name} is missing: {meaning}." for name, meaning in missing)
+    if without := re.match(r"Missing value for argument '(--\w+)'", text):
+        return f"{without[1]} needs a value."
+    return f"{text}."
 
 
-def _config_flags(config: type, argv: list[str]) -> tuple[list[str], list[str]]:
+def _wrong_value(config: type, argv: Sequence[str]) -> str:
+    """The first value that does not suit its flag, and what would."""
+    hints = get_type_hints(config)
+    for name, values in _given(argv):
+        kinds = _kinds(hints.get(name))
+        for value in values:
+            if not any(_suits(kind, value) for kind in kinds):
+                return f"--{name} {value}: {_wanted(kinds)}."
+    return ""
+
+
+def _given(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag, with underscores, and the values after it."""
+    found: list[tuple[str, list[str]]] = []
+    for arg in argv:
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            found.append((name.replace("-", "_"), [value] if equals else []))
+        elif found:
+            found[-1][1].append(arg)
+    return found
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a value may have, `X` of `X | None` and of `tuple[X, ...]`."""
+    inner = [arg for arg in get_args(hint) if arg not in (type(None), ...)]
+    if get_origin(hint) is Literal or not inner:
+        return [hint]
+    return [kind for arg in inner for kind in _kinds(arg)]
+
+
+def _suits(kind: Any, value: str) -> bool:
+    if get_origin(kind) is Literal:
+        return value in (*get_args(kind), "None")
+    if kind not in (int, float) or value == "None":
+        return True
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _wanted(kinds: Sequence[Any]) -> str:
+    if get_origin(kinds[0]) is Literal:
+        return f"use one of {', '.join(map(str, get_args(kinds[0])))}"
+    return "give a whole number" if kinds[0] is int else "give a number"
+
+
+def _check_texts(made: Any) -> None:
+    """Raises `UserError` where a text, most of them paths, is empty or no path."""
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.strip():
+                raise UserError(f"--{field.name} is empty: give a value or drop it.")
+            if isinstance(text, str) and "\0" in text:
+                raise UserError(f"--{field.name} holds a null character: drop it.")
+
+
+def _place(
+    message: str, path: pathlib.Path | None, from_file: Sequence[str], argv: list[str]
+) -> str:
+    """The message, after the file of the flag that it is about."""
+    about = re.match(r"--(?:no_)?(\w+)", message)
+    names = [{name for name, _ in _given(args)} for args in (from_file, argv)]
+    if path and about and about[1] in names[0] and about[1] not in names[1]:
+        return f"{path}: {message}"
+    return message
+
+
+def _config_flags(
+    config: type, argv: list[str]
+) -> tuple[pathlib.Path | None, list[str], list[str]]:
     """Takes `--config FILE` out of `argv` and turns the file into flags."""
     for i, arg in enumerate(argv):
         name, _, value = arg.partition("=")
@@ -106,9 +238,9 @@ def _config_flags(config: type, argv: list[str]) -> tuple[list[str], list[str]]:
             rest = argv[i + 1 :]
             if not value and not rest:
                 raise UserError("--config needs a YAML file.")
-            path = value or rest.pop(0)
-            return _read_flags(config, pathlib.Path(path)), argv[:i] + rest
-    return [], argv
+            path = pathlib.Path(value or rest.pop(0))
+            return path, _read_flags(config, path), argv[:i] + rest
+    return None, [], argv
 
 
 def _read_flags(config: type, path: pathlib.Path) -> list[str]:

@@ -3,8 +3,10 @@
 Nothing heavy is imported before a command needs it.
 """
 
+import contextlib
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,30 +31,50 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())  # noqa: T201
-        return 0
-    if argv[0] == "--version":
-        print(__version__)  # noqa: T201
-        return 0
     try:
-        return _run(argv[0], argv[1:])
+        code = _run(argv[0] if argv else "help", argv[1:])
+        if sys.stdout:
+            sys.stdout.flush()  # While an error can be told.
+        return code
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
         if error.errno == errno.EPIPE:
+            _drop_output()
             return 0
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}.")
+        where = error.filename or _full_output()
+        return _fail(f"{where}{': ' * bool(where)}{error.strerror or error}.")
     except KeyboardInterrupt:
         return _fail("interrupted.", code=130)
 
 
 def _run(command: str, argv: list[str]) -> int:
+    if command in ("-h", "--help", "help"):
+        print(_help())  # noqa: T201
+        return 0
+    if command == "--version":
+        print(__version__)  # noqa: T201
+        return 0
     if command not in COMMANDS:
         raise UserError(f"no command {command!r}: use {', '.join(COMMANDS)}.")
     module = importlib.import_module(f"prefchat_jax.cli.{command}")
     return module.main(argv) or 0
+
+
+def _full_output() -> str:
+    """The name of standard output where nothing can be written to it."""
+    try:
+        print(flush=True)  # noqa: T201
+    except OSError:
+        _drop_output()
+        return "standard output"
+    return ""
+
+
+def _drop_output() -> None:
+    """Gives up what is unwritten: at the exit it would be tried, and told, again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int = 2) -> int:

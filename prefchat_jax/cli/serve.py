@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     settings = server_settings(given, run)
     if settings.feedback:
         FeedbackFile(settings.feedback).check()
-    chosen = ChatSettings(min_confidence=given.min_confidence)
+    chosen = flags.checked(ChatSettings, min_confidence=given.min_confidence)
     with (
         server.listen(given.host, given.port) as sock,
         Chat.load(run, database=given.llm_db, settings=chosen) as chat,
@@ -89,7 +89,8 @@ def main(argv: Sequence[str]) -> None:
 def server_settings(given: ServeFlags, run: pathlib.Path) -> ServerSettings:
     """The flags as the server takes them; raises `UserError`."""
     key = os.environ.get(_KEY) if given.api_key is None else given.api_key
-    return ServerSettings(
+    return flags.checked(
+        ServerSettings,
         # Names of files may hold what UTF-8 cannot say.
         model=run.name.encode("utf-8", "replace").decode() or "run",
         created=int((run / "config.json").stat().st_mtime),

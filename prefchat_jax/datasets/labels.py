@@ -67,15 +67,17 @@ def assign_buckets(
     notices = []
     if len(labelled) < len(examples):
         missing = next(e.where for e in examples if e.label is None)
+        left = len(examples) - len(labelled)
         notices.append(
-            f"{len(examples) - len(labelled)} rows left out: they have no label, while "
-            f"others have one (first: {missing})"
+            f"{left} row{'s' * (left != 1)} left out, without a label, while others "
+            f"have one (first: {missing})"
         )
     distinct = {str(e.label): e.label for e in labelled if e.label is not None}
     labels = tuple(sorted(distinct.values(), key=_natural_order))
     if len(labels) < 2:
+        some = "The only row has" if len(labelled) == 1 else "All rows have"
         raise UserError(
-            f"All {len(labelled)} rows have the label {labels[0]!r}: a classifier "
+            f"{some} the label {labels[0]!r}: a classifier "
             "needs two. Check the label field, or delete it to cluster the replies."
         )
     buckets = Buckets(labels, given=True)

@@ -43,7 +43,7 @@ class Records:
             return None
         places = ", ".join(self.unusable_places)
         return (
-            f"{self.unusable} rows left out: {places}"
+            f"{self.unusable} row{'s' * (self.unusable != 1)} left out: {places}"
             f"{', ...' if self.unusable > _SHOWN else ''}"
         )
 

@@ -28,6 +28,7 @@ _GROUPS = frozenset(("group", "id", "parents"))
 _OTHER = frozenset(
     (*DIALOGUE_KEYS, *PREFERENCE_KEYS, *_LABELS, *_GROUPS, "history", "annotator")
 )
+_NO_LABELS = {bool: "true or false", list: "a list", dict: "an object"}
 
 Row = dict[str, Any]
 
@@ -52,10 +53,23 @@ def decode_row(line: bytes) -> Row:
     try:
         row = _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unreadable(f"is not valid JSON ({error})") from error
+        raise Unreadable(f"is not valid JSON ({_reason(line, error)})") from error
     if type(row) is not dict:
-        raise Unreadable("is not a JSON object")
+        array = " (an array: write one object a line)" if type(row) is list else ""
+        raise Unreadable(f"is not a JSON object{array}")
     return row
+
+
+def _reason(line: bytes, error: Exception) -> str:
+    """What is wrong with a line, for who knows files better than decoders."""
+    if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16, as it seems: save the file as UTF-8"
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "not UTF-8: save the file as UTF-8"
+    array = line in (b"[", b"[{") or line.startswith(b"[") and line.endswith(b",")
+    return "an array: write one object a line" if array else str(error)
 
 
 def is_preference(row: Row) -> bool:
@@ -210,7 +224,11 @@ def _first(row: Row, keys: Sequence[str]) -> str:
 
 
 def _label(row: Row) -> str | int | None:
-    """The `label`, or else the `intent`: an integer or a string that is not empty."""
+    """The `label`, or else the `intent`: an integer or a string that is not empty.
+
+    Raises:
+      Unusable: it is a list, an object or a truth value: a label that would be lost.
+    """
     for key in ("label", "intent"):
         value = row.get(key)
         if isinstance(value, str) and value.strip():
@@ -219,6 +237,9 @@ def _label(row: Row) -> str | int | None:
             return int(value)  # As tables export integers beside gaps.
         if isinstance(value, int) and not isinstance(value, bool):
             return value
+        for kind, words in _NO_LABELS.items():
+            if isinstance(value, kind):
+                raise Unusable(f"the {key} is {words}: write text or a whole number")
     return None
 
 

@@ -148,8 +148,15 @@ def judge_run(
     Raises:
       UserError: a file or the run cannot be read, or a label is unknown.
     """
+    RunDirectory.open(run)  # Before the rows are read.
+    return judge_records(run, read_records(paths), settings)
+
+
+def judge_records(
+    run: str | os.PathLike, records: Records, settings: ChatSettings = ChatSettings()
+) -> Judgement:
+    """`judge_run` of rows that were read before."""
     directory = RunDirectory.open(run)
-    records = read_records(paths)
     buckets = replies = None
     if directory.config()["labels_given"]:
         buckets = _judge_buckets(directory, records)
@@ -239,7 +246,7 @@ def _judge_buckets(run: RunDirectory, records: Records) -> BucketJudgement | Non
     examples = [example for example in records.examples if example.label is not None]
     if not examples and not records.out_of_scope:
         return None
-    config, written = run.config(), run.read_json("labels.json")
+    config, written = run.config(), run.buckets()
     labels = tuple(bucket["label"] for bucket in written)
     numbers = Buckets(labels, given=True).numbers(examples)
     model, params = load_model(run)

@@ -22,6 +22,8 @@ says so. Repo, re_po and rpo differ by a letter: `repo_relu` is RePO, `reliabili
 is RE-PO, `rpo` is RPO.
 """
 
+import types
+
 from prefchat_jax.losses.buckets import bucket_log_odds as bucket_log_odds
 from prefchat_jax.losses.buckets import bucket_margins as bucket_margins
 from prefchat_jax.losses.buckets import (
@@ -108,3 +110,10 @@ from prefchat_jax.losses.running_margin import lmpo_margin as lmpo_margin
 from prefchat_jax.losses.running_margin import lmpo_offset as lmpo_offset
 from prefchat_jax.losses.transport import aot as aot
 from prefchat_jax.losses.transport import aot_unpaired as aot_unpaired
+
+# What is imported above: a loss is one line there, and none here.
+__all__ = sorted(
+    name
+    for name, value in globals().items()
+    if not name.startswith("_") and not isinstance(value, types.ModuleType)
+)

@@ -6,6 +6,7 @@ scorer, if the run has one. It is written as a new step, never over the old one,
 a killed save loses nothing.
 """
 
+import logging
 import pathlib
 import time
 from typing import Any
@@ -142,13 +143,17 @@ def _finished_step(run: RunDirectory) -> pathlib.Path:
 
 
 def _load(step: pathlib.Path, target: dict[str, Any]) -> dict[str, Any]:
+    log, drop = logging.getLogger("absl"), lambda record: False
+    log.addFilter(drop)  # Orbax logs the same, in words of its own.
     try:
         return ocp.load_checkpointables(str(step), target)
     except Exception as error:  # Orbax and tensorstore raise many types.
+        what = "is damaged, or of another shape" if step.exists() else "is missing"
         raise UserError(
-            f"{step} cannot be loaded ({_reason(error)}): the checkpoint is damaged "
-            "or of another shape, train again."
+            f"{step} cannot be loaded: the checkpoint {what}. Train again."
         ) from error
+    finally:
+        log.removeFilter(drop)
 
 
 def _reason(error: Exception) -> str:

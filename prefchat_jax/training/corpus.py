@@ -113,9 +113,10 @@ def _tell(records: Records, progress: Progress) -> None:
     if notice := records.notice():
         progress.notice(notice)
     if records.out_of_scope:
+        count = len(records.out_of_scope)
         progress.notice(
-            f"{len(records.out_of_scope)} out-of-scope rows left out: they evaluate, "
-            "they do not train"
+            f"{count} out-of-scope row{'s' * (count != 1)} left out: such rows "
+            "evaluate, they do not train"
         )
     if not records.examples:
         raise UserError("All rows are out of scope: there is nothing to train on.")

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from prefchat_jax.errors import UserError
-from prefchat_jax.files import write_aside
+from prefchat_jax.files import check_outputs, write_aside
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.snapshot import load_snapshot, write_npz
 
@@ -39,12 +39,11 @@ def export(
       The number of tensors, and of numbers in them.
 
     Raises:
-      UserError: the run cannot be read, the file would lie among the run's own,
-        or safetensors is not installed.
+      UserError: the run cannot be read, the file cannot be written or would lie
+        among the run's own, or safetensors is not installed.
     """
     run, path = RunDirectory.open(weights), pathlib.Path(output)
-    if run.path.resolve() in path.resolve().parents:
-        raise UserError(f"--output {output} lies in the run itself: choose another.")
+    check_outputs({"output": output}, run=run.path)
     save = _load_safetensors() if format == "safetensors" else None
     tensors, metadata = describe(run)
     if save is None:
@@ -80,7 +79,7 @@ def describe(run: RunDirectory) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "scorer": config.get("scorer"),
         "features": config["features"],
         "hash_version": config["hash_version"],
-        "labels": run.read_json("labels.json"),
+        "labels": run.buckets(),
     }
 
 

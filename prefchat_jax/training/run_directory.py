@@ -12,19 +12,23 @@ metrics.jsonl      one line for every chunk of training steps and every epoch
 ```
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from prefchat_jax.datasets.records import corpus_paths
 from prefchat_jax.errors import UserError
-from prefchat_jax.files import write_aside
+from prefchat_jax.files import check_outputs, write_aside
 from prefchat_jax.text.dialogue import TurnWeights
 from prefchat_jax.text.features import HASH_VERSION, FeatureConfig, Featurizer
+from prefchat_jax.training.config import FinetuneConfig
 
 FORMAT = 2  # Raise it when an older package could not read what is written.
 
@@ -42,6 +46,8 @@ class RunDirectory:
         Nothing is made before `write_json` writes the first file.
         """
         run = cls(pathlib.Path(path).absolute())
+        if run.path.exists() and not run.path.is_dir():
+            raise UserError(f"--output {path} is a file: name a folder for the run.")
         if run.has_checkpoint():
             raise UserError(
                 f"{path} already holds a run: choose another --output, or add "
@@ -71,6 +77,32 @@ class RunDirectory:
                 f"{path} uses text features of another version: train it again."
             )
         return run
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other trainings out of the directory, and makes it.
+
+        The lock is on the directory, so that it leaves no file, and it goes with the
+        process. Where there are no such locks, as on Windows, nobody is kept out.
+
+        Raises:
+          UserError: another process, or another thread, trains it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as opened:
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                folder = os.open(self.path, os.O_RDONLY)
+                opened.callback(os.close, folder)
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"--output {self.path}: another finetune writes this run: "
+                        "wait for it, or choose another --output."
+                    ) from None
+            yield
 
     def has_checkpoint(self) -> bool:
         """Whether an epoch was ever saved: only then is there something to lose."""
@@ -104,6 +136,25 @@ class RunDirectory:
         """Decodes one JSON file of the run."""
         return read_json(self.path / name)
 
+    def buckets(self) -> list[dict[str, Any]]:
+        """The `label` and the `name` of each bucket, in the order of the logits."""
+        found = self.read_json("labels.json")
+        shaped = isinstance(found, list) and all(
+            isinstance(bucket, dict) and {"label", "name"} <= bucket.keys()
+            for bucket in found
+        )
+        count = self.config()["model"]["num_buckets"]
+        if not shaped or len(found) != count:
+            raise UserError(
+                f"{self.path / 'labels.json'} is damaged: it does not name {count} "
+                "buckets. Train again."
+            )
+        return found
+
+    def bucket_names(self) -> list[str]:
+        """A readable name for each bucket."""
+        return [str(bucket["name"]) for bucket in self.buckets()]
+
     def write_json(self, name: str, value: Any) -> None:
         """Writes one JSON file of the run, and makes its directory."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -134,6 +185,24 @@ class RunDirectory:
                 )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read ({error}): train again.") from error
+
+
+def start_run(config: FinetuneConfig) -> RunDirectory:
+    """The directory that a training is to write; it is not made yet.
+
+    Raises:
+      UserError: it holds a run, or, to resume, none; another process trains it; or
+        there is no data, or --meta cannot be written.
+    """
+    start = RunDirectory.open if config.resume else RunDirectory.create
+    run = start(config.output)
+    read = corpus_paths(config.data, config.data_manifest)
+    manifest = [config.data_manifest] if config.data_manifest else []
+    check_outputs({"meta": config.meta}, reads=[*read, *manifest], run=run.path)
+    if run.path.is_dir():
+        with run.alone():
+            pass
+    return run
 
 
 def read_json(path: str | os.PathLike) -> Any:
