@@ -14,7 +14,6 @@ from test_store import BITS, answers, blob
 
 from prefchat_jax.chat import catalogue as module
 from prefchat_jax.chat import segment as segment_module
-from prefchat_jax.chat import vectors as vectors_module
 from prefchat_jax.chat.catalogue import Catalogue, save_segment, segment_path
 from prefchat_jax.chat.mapped import open_arrays, write_arrays
 from prefchat_jax.chat.segment import Segment

@@ -1,6 +1,7 @@
 """Search beside a brute force of its parts, `prefchat index`, and a soak."""
 
 import contextlib
+import json
 import re
 import shutil
 import sqlite3
@@ -208,7 +209,54 @@ def test_index_deletes_then_adds(own_run, tmp_path, capsys):
     path = tmp_path / "more.jsonl"
     path.write_text('{"user": "got umbrellas", "assistant": "Yes."}\n')
     code, said = _index(own_run, capsys, "--delete", 1, "--data", path)
-    assert (code, said.splitlines()[1]) == (0, "1 rows added, 28 answers stored")
+    assert (code, said.splitlines()[1]) == (0, _added(1, 0, 28))
+
+
+def _added(new, again, total):
+    return f"{new} rows added, {again} were there already, {total} answers stored"
+
+
+def _bucket(own_run, question):
+    with contextlib.closing(sqlite3.connect(own_run / "responses.db")) as db:
+        asked = "SELECT bucket, count FROM entries WHERE question = ?"
+        return db.execute(asked, (question,)).fetchone()
+
+
+def test_index_says_what_was_there_already(own_run, tmp_path, capsys):
+    path = tmp_path / "more.jsonl"
+    path.write_text('{"user": "got umbrellas", "assistant": "Yes."}\n' * 2)
+    assert _index(own_run, capsys, "--data", path)[1] == _added(1, 1, 29)
+    assert _index(own_run, capsys, "--data", path)[1] == _added(0, 2, 29)
+
+
+def test_index_with_unknown_labels_keeps_the_buckets_of_replies(
+    own_run, tmp_path, capsys
+):
+    with Chat.load(own_run) as chat:
+        first = chat.store.get([1])[0]
+    path = tmp_path / "more.jsonl"
+    rows = [(first.question, first.response), ("vase", first.response), ("cup", "No.")]
+    path.write_text(
+        "".join(
+            json.dumps({"user": user, "assistant": reply, "label": 7}) + "\n"
+            for user, reply in rows
+        )
+    )
+    code, said = _index(own_run, capsys, "--data", path)
+    known = "hours, login, parcel, refund"
+    note = f"note: label '7' is not in the run (3 rows); known: {known}"
+    assert (code, said.splitlines()) == (0, [note, _added(2, 1, 30)])
+    assert _bucket(own_run, first.question) == (first.bucket, 2)
+    assert _bucket(own_run, "vase") == (first.bucket, 1)
+    assert _bucket(own_run, "cup") == (-1, 1)
+
+
+def test_index_says_which_rows_hold_nothing(own_run, tmp_path, capsys):
+    path = tmp_path / "more.jsonl"
+    path.write_text('{"user": "got umbrellas", "assistant": "Yes."}\n{"id": 1}\n')
+    notes = _index(own_run, capsys, "--data", path)[1].splitlines()[:-1]
+    assert len(notes) == 1 and "1 rows left out: " in notes[0]
+    assert "more.jsonl:2" in notes[0]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> None:
     from prefchat_jax import indexing
     from prefchat_jax.datasets.records import corpus_paths
 
-    say = lambda text: output().print(text, highlight=False)
+    say = lambda text: output().print(
+        text, highlight=False, markup=False, soft_wrap=True
+    )
     run, where = given.weights, {"database": given.llm_db}
     removes = bool(given.delete) or given.delete_response is not None
     paths = []
@@ -56,8 +58,11 @@ def main(argv: Sequence[str]) -> None:
         )
         say(f"{removed} entries removed, {total} answers stored")
     if paths:
-        added, total = indexing.index(run, paths, **where)
-        say(f"{added} rows added, {total} answers stored")
+        done = indexing.index(run, paths, **where)
+        for note in done.notes:
+            say(f"note: {note}")
+        again = f"{done.again} were there already"
+        say(f"{done.new} rows added, {again}, {done.total} answers stored")
     if given.check:
         indexing.check(run, **where)
         say("the database is intact")
