@@ -353,6 +353,28 @@ def test_a_log_that_a_dead_process_left_is_not_read_into_a_new_file(path, tmp_pa
         assert [entry.question for entry in store.get(range(9))] == ["new"]
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_file_that_takes_the_place_of_an_open_one_is_not_read(
+    store, path, tmp_path, pooled, removed
+):
+    other = SqliteStore.create(tmp_path / "o.db", fingerprint="f")
+    with contextlib.closing(other):
+        other.add(answers([("other", "text")]))
+    opened = SqliteStore.open(path, fingerprint="f")
+    with contextlib.closing(opened):
+        if pooled:
+            assert len(opened.get([1])) == 1
+        path.unlink() if removed else other.path.replace(path)
+        for use in (
+            lambda: opened.get([1]),
+            lambda: opened.search_text("parcel", 3),
+            lambda: opened.add(answers(PAIRS)),
+        ):
+            with pytest.raises(UserError, match=r"s\.db was replaced or removed"):
+                use()
+
+
 def test_a_read_only_store_reads_and_does_not_write(store, path):
     with reopened(path, read_only=True) as reader:
         assert len(reader) == 4 and reader.search_text("parcel", 3)

@@ -17,6 +17,9 @@ _KEPT = 8  # Connections that nobody uses; more are closed.
 class Connections:
     """Opens a file as often as threads use it at once.
 
+    It stays the same file: where another one has taken its path, ids and versions
+    would mean something else, and what is written to the old one would be lost.
+
     Attributes:
       path: the file.
       mode: `rwc`, `rw`, `ro`, or `ro&immutable=1` for a file beside which no lock
@@ -26,6 +29,7 @@ class Connections:
     def __init__(self, path: pathlib.Path, mode: str):
         self.path = path
         self.mode = mode
+        self._file = _identity(path)  # None where it is yet to be made.
         self._free: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -52,9 +56,25 @@ class Connections:
         with self._lock:
             if self._closed:
                 raise UserError(f"{self.path} was closed.")
+            self._check_file()
             if self._free:
                 return self._free.pop()
-        return connect(self.path, self.mode)
+        db = connect(self.path, self.mode)
+        try:
+            self._check_file()
+        except UserError:
+            db.close()
+            raise
+        return db
+
+    def _check_file(self) -> None:
+        present = _identity(self.path)
+        self._file = self._file or present
+        if present != self._file:
+            raise UserError(
+                f"{self.path} was replaced or removed since it was opened: open the "
+                "chat again."
+            )
 
     def _give_back(self, db: sqlite3.Connection) -> None:
         try:
@@ -140,6 +160,15 @@ def _remove_logs(path: pathlib.Path) -> None:
 
 def _beside(path: pathlib.Path, end: str) -> pathlib.Path:
     return path.with_name(path.name + end)
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+    """Device and inode; None where there is no file. Takes two microseconds."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _size(path: pathlib.Path) -> int:

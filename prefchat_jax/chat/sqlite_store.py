@@ -118,6 +118,7 @@ class SqliteStore:
             if bits is not None and not read_only:
                 migration.migrate(path, fingerprint=fingerprint, bits=bits)
             mode = possible_mode(path, read_only=read_only)
+            store = cls(path, mode)  # From now on it must be this file.
             with contextlib.closing(connect(path, mode)) as db:
                 check_binding(db, path, fingerprint)
                 outdated = read_schema(db) < SCHEMA_VERSION
@@ -126,7 +127,7 @@ class SqliteStore:
                     f"{path} was written by an older version: open it once where it "
                     "can be written, with `prefchat index --weights RUN --stats`."
                 )
-        return cls(path, mode)
+        return store
 
     def close(self) -> None:
         """Closes the file in all threads."""
