@@ -265,6 +265,7 @@ def test_index_says_which_rows_hold_nothing(own_run, tmp_path, capsys):
         (["--delete", "x"], "--delete"),
         (["--delete", "0"], "count from 1"),
         (["--delete", "1", "999"], "no entry 999"),
+        (["--delete", "99999999999999999999"], "no entry 99999999999999999999"),
         (["--delete_response", "nobody says this"], "nobody says this"),
         (["--check", "--llm_db", "nowhere.db"], "does not exist"),
         (["--stats", "--llm_db", "nowhere.db"], "does not exist"),

@@ -93,7 +93,7 @@ def rows(store):
 
 
 def test_what_is_added_comes_back_in_order(store):
-    found = store.get([3, 1, 99])
+    found = store.get([3, 1, 99, 2**63, -(2**64), 0])
     assert [(e.id, e.question, e.response, e.bucket, e.count) for e in found] == [
         (3, "money back", "Press Refund.", 1, 1),
         (1, "where is my parcel", "Track it.", 0, 1),
@@ -183,6 +183,8 @@ def test_an_update_keeps_the_id_and_the_count(store):
         store.update(3, answers([PAIRS[0]]))
     with pytest.raises(UserError, match="no entry 99"):
         store.update(99, answers([PAIRS[0]]))
+    with pytest.raises(UserError, match=f"no entry {2**63}"):
+        store.update(2**63, answers([("new", "text")]))
     store.check()
 
 

@@ -183,7 +183,7 @@ class Memory:
                 removed = db.execute(
                     "DELETE FROM turns WHERE user = ?", (self.user,)
                 ).rowcount
-            for turn_id in ids or ():
+            for turn_id in (i for i in ids or () if 0 < i < 2**63):
                 removed += db.execute(
                     "DELETE FROM turns WHERE user = ? AND id = ?",
                     (self.user, turn_id),

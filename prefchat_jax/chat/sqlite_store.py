@@ -168,7 +168,7 @@ class SqliteStore:
 
     def delete(self, ids: Iterable[int]) -> int:
         """Removes entries, and the responses that no entry gives any more."""
-        wanted = sorted({int(i) for i in ids if 0 < i < 2**63})
+        wanted = sorted({int(i) for i in ids if _may_be(i)})
         if not wanted:
             return 0
         digits = np.array(wanted, "<i8").tobytes()
@@ -181,6 +181,8 @@ class SqliteStore:
         Raises:
           UserError: there is no such entry, or another one says the same.
         """
+        if not _may_be(entry_id):
+            raise UserError(f"{self.path}: there is no entry {entry_id}.")
         keys = Keys.of(answers)
         row = str((int(entry_id), int(answers.buckets[0]))).encode()
         features = answers.question_features[0], answers.response_features[0]
@@ -232,7 +234,7 @@ class SqliteStore:
 
     def get(self, ids: Sequence[int] | np.ndarray) -> list[Entry]:
         """Entries by id, in this order; those that are gone are left out."""
-        wanted = [int(i) for i in ids]
+        wanted = [int(i) for i in ids if _may_be(i)]
         with self._snapshot() as db:
             rows = _in_batches(db, f"{_ENTRIES} WHERE entries.id", wanted)
             found = {row[0]: Entry(*row) for row in rows}
@@ -323,6 +325,11 @@ _SEARCH = (
     "JOIN entries ON entries.response_id = found.id"
     ") GROUP BY id ORDER BY total DESC, id LIMIT ?2"
 )
+
+
+def _may_be(entry_id: int) -> bool:
+    """Whether an entry can have this id; SQLite refuses to look for larger ones."""
+    return 0 < entry_id < 2**63
 
 
 def _changes(db: sqlite3.Connection, after: int) -> Changes:
