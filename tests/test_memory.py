@@ -1,9 +1,11 @@
+import contextlib
 import math
 import sqlite3
 import threading
 
 import pytest
 
+from prefchat_jax.chat import memory as module
 from prefchat_jax.chat.memory import Memory, recall, session_start
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.dialogue import Turn
@@ -125,6 +127,23 @@ def test_forgotten_turns_leave_the_file(memory, tmp_path):
     for path in tmp_path.iterdir():
         assert b"xylophone" not in path.read_bytes(), path
     assert memory.forget() == 1 and len(memory) == 0
+
+
+def test_forgetting_while_another_session_reads_says_where_the_text_is(
+    memory, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "_CLEAR_SECONDS", 0.1)
+    memory.remember("user", "xylophone")
+    with contextlib.closing(sqlite3.connect(tmp_path / "m.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM turns").fetchall()
+        memory.remember("user", "xylophone")
+        with pytest.raises(UserError, match=r"text in m\.db-wal: close other sessions"):
+            memory.forget()
+        assert len(memory) == 0
+    assert memory.forget() == 0
+    for path in tmp_path.iterdir():
+        assert b"xylophone" not in path.read_bytes(), path
 
 
 def test_a_session_starts_with_the_last_hour(memory, clock):

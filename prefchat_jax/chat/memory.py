@@ -25,6 +25,7 @@ _SESSION_TURNS = 8  # As many as a context reads.
 _APPLICATION, _VERSION = 0x70726D65, 1  # "prme", in the header of the file.
 _WORDS = 64  # Of a search.
 _BUSY_SECONDS = 30.0
+_CLEAR_SECONDS = 3.0  # To wait for readers of what is forgotten.
 _SCHEMA = """
 CREATE TABLE turns (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -176,6 +177,10 @@ class Memory:
 
         Returns:
           How many there were.
+
+        Raises:
+          UserError: also where they are forgotten, but another session keeps their
+            text in the file.
         """
         removed = 0
         with self._ask() as db:
@@ -190,8 +195,14 @@ class Memory:
                 ).rowcount
         with self._ask() as db:  # What was written ahead still holds the text.
             db.execute("INSERT INTO turns_text (turns_text) VALUES ('optimize')")
-        with self._lock, _one_line(self.path):
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with self._lock, _one_line(self.path), _waiting(self._db, _CLEAR_SECONDS):
+            (busy, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise UserError(
+                f"{self.path}: forgotten, but another session reads the file and keeps "
+                f"the text in {self.path.name}-wal: close other sessions, then forget "
+                "again."
+            )
         return removed
 
     def close(self) -> None:
@@ -263,6 +274,16 @@ def _opened(path: pathlib.Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+@contextmanager
+def _waiting(db: sqlite3.Connection, seconds: float) -> Iterator[None]:
+    """Waits so long for others, instead of `_BUSY_SECONDS`."""
+    db.execute(f"PRAGMA busy_timeout = {int(1e3 * seconds)}")
+    try:
+        yield
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {int(1e3 * _BUSY_SECONDS)}")
 
 
 def _prepare(db: sqlite3.Connection, path: pathlib.Path) -> None:
