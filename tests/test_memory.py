@@ -180,6 +180,29 @@ def test_threads_share_a_memory(memory):
     assert len(memory) == 80
 
 
+def test_sessions_that_make_a_memory_at_once_wait_for_one_another(tmp_path):
+    failed, start = [], threading.Barrier(6)
+
+    def work(user):
+        for i in range(25):
+            start.wait()
+            try:
+                with Memory(tmp_path / f"{i}.db", user) as memory:
+                    memory.remember("user", "card")
+            except UserError as error:
+                failed.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(f"u{n}",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    with contextlib.closing(sqlite3.connect(tmp_path / "24.db")) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("SELECT count(*) FROM turns").fetchone() == (6,)
+
+
 def test_the_file_is_for_its_owner_alone(memory, tmp_path):
     assert {p.stat().st_mode & 0o077 for p in tmp_path.iterdir()} == {0}
 

@@ -25,29 +25,32 @@ _SESSION_TURNS = 8  # As many as a context reads.
 _APPLICATION, _VERSION = 0x70726D65, 1  # "prme", in the header of the file.
 _WORDS = 64  # Of a search.
 _BUSY_SECONDS = 30.0
+_RETRY_SECONDS = 0.01
 _CLEAR_SECONDS = 3.0  # To wait for readers of what is forgotten.
-_SCHEMA = """
-CREATE TABLE turns (
+_SCHEMA = (
+    """CREATE TABLE turns (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     user TEXT NOT NULL,
     user_key TEXT NOT NULL,
     role TEXT NOT NULL,
     content TEXT NOT NULL,
     at REAL NOT NULL
-);
-CREATE INDEX turns_by_user ON turns (user, id);
-CREATE VIRTUAL TABLE turns_text USING fts5 (
+)""",
+    "CREATE INDEX turns_by_user ON turns (user, id)",
+    """CREATE VIRTUAL TABLE turns_text USING fts5 (
     user_key, content, content='turns', content_rowid='id', tokenize='unicode61'
-);
-CREATE TRIGGER turn_added AFTER INSERT ON turns BEGIN
+)""",
+    """CREATE TRIGGER turn_added AFTER INSERT ON turns BEGIN
     INSERT INTO turns_text (rowid, user_key, content)
     VALUES (new.id, new.user_key, new.content);
-END;
-CREATE TRIGGER turn_removed AFTER DELETE ON turns BEGIN
+END""",
+    """CREATE TRIGGER turn_removed AFTER DELETE ON turns BEGIN
     INSERT INTO turns_text (turns_text, rowid, user_key, content)
     VALUES ('delete', old.id, old.user_key, old.content);
-END;
-"""
+END""",
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {_VERSION}",
+)
 
 
 class Remembered(NamedTuple):
@@ -288,29 +291,43 @@ def _waiting(db: sqlite3.Connection, seconds: float) -> Iterator[None]:
 
 def _prepare(db: sqlite3.Connection, path: pathlib.Path) -> None:
     """Makes the tables in a new file; refuses a file of another kind."""
+    if not _tables(db):
+        _create(db)
+    # All of it came at once: where there are tables, there is what names them.
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if tables and application != _APPLICATION:
+    if application != _APPLICATION:
         raise UserError(f"{path} is not a memory: give --memory_db another file.")
     if version > _VERSION:
         raise UserError(f"{path} has a newer schema: upgrade prefchat-jax.")
-    db.execute("PRAGMA journal_mode = WAL").fetchall()
+    _write_ahead(db)
     db.execute("PRAGMA secure_delete = ON").fetchall()  # Forgotten is overwritten.
-    if not tables:
-        _create(db)
 
 
 def _create(db: sqlite3.Connection) -> None:
-    try:
-        db.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION}; "
-            f"PRAGMA user_version = {_VERSION}; COMMIT;"
-        )
-    except sqlite3.OperationalError as error:
-        db.rollback()
-        if "already exists" not in str(error):  # Another process was faster.
-            raise
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        if not _tables(db):  # Else another process was faster.
+            for statement in _SCHEMA:
+                db.execute(statement)
+
+
+def _tables(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Readers go on while one writes. SQLite does not wait for others here."""
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL").fetchall()
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end:
+                raise
+        time.sleep(_RETRY_SECONDS)
 
 
 @contextmanager
