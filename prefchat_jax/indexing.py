@@ -19,6 +19,7 @@ from prefchat_jax.training.run_directory import RunDirectory
 
 _BLOCK = 20_000  # Rows that are featurised, and stored, at once.
 _SHOWN = 8  # Labels that a note names.
+_FIND = "--search WORDS lists entries with their ids"
 
 
 class Indexed(NamedTuple):
@@ -104,15 +105,30 @@ def delete(
         known = {entry.id for entry in store.get(ids)}
         for entry_id in ids:
             if entry_id not in known:
-                raise UserError(f"{path}: there is no entry {entry_id}.")
+                raise UserError(f"{path}: there is no entry {entry_id}; {_FIND}.")
         for response in responses:
             same = store.find_response(response)
             if not same:
-                raise UserError(f"{path}: no entry gives the reply {response!r}.")
+                raise UserError(
+                    f"{path}: no entry gives the reply {response!r}; {_FIND}."
+                )
             known |= {entry.id for entry in same}
         removed, total = store.delete(known), len(store)
     finish_store(path, inference)
     return removed, total
+
+
+def search(
+    weights: str | os.PathLike,
+    text: str,
+    *,
+    limit: int = 20,
+    database: str | os.PathLike | None = None,
+) -> list[Entry]:
+    """Entries whose question or reply has words of a text, best first."""
+    _, inference, path = _opened(weights, database)
+    with open_store(path, inference) as store:
+        return store.get(list(store.search_text(text, limit)))
 
 
 def check(

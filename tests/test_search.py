@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_store import BITS, answers, blob, vector
 
 from prefchat_jax import Chat, ChatSettings
@@ -212,6 +213,28 @@ def test_index_deletes_then_adds(own_run, tmp_path, capsys):
     assert (code, said.splitlines()[1]) == (0, _added(1, 0, 28))
 
 
+def test_index_lists_what_words_find(own_run, capsys, monkeypatch):
+    with Chat.load(own_run) as chat:
+        found = chat.store.search_text("parcel please", 20)
+        entries = chat.store.get(list(found))
+        chat.add("[b] vase", "two\nlines " + "and more " * 30)
+    code, said = _index(own_run, capsys, "--search", "parcel please")
+    assert (code, said.splitlines()) == (
+        0,
+        [f"{e.id}\t{e.question}\t{e.response}" for e in entries],
+    )
+    (line,) = _index(own_run, capsys, "--search", "VASE")[1].splitlines()
+    number, question, reply = line.split("\t")
+    assert (question, reply[:13]) == ("[b] vase", "two lines and")
+    assert _index(own_run, capsys, "--search", "zebra") == (0, "nothing found")
+    terminal = lambda: Console(width=60, force_terminal=True, color_system=None)
+    monkeypatch.setattr("prefchat_jax.cli.index.output", terminal)
+    said = _index(own_run, capsys, "--search", "vase")[1]
+    assert "┃ reply" in said and re.search(rf"│ {number} +│ \[b\] vase │ two", said)
+    code, said = _index(own_run, capsys, "--delete", number, "--search", "vase")
+    assert code == 0 and said.splitlines()[1] == "nothing found"
+
+
 def _added(new, again, total):
     return f"{new} rows added, {again} were there already, {total} answers stored"
 
@@ -266,11 +289,17 @@ def test_index_says_which_rows_hold_nothing(own_run, tmp_path, capsys):
         (["--delete", "0"], "count from 1"),
         (["--delete", "1", "999"], "no entry 999"),
         (["--delete", "99999999999999999999"], "no entry 99999999999999999999"),
+        (["--delete", "999"], "--search WORDS lists"),
         (["--delete_response", "nobody says this"], "nobody says this"),
+        (["--delete_response", "nobody says this"], "--search WORDS lists"),
+        (["--search", "?!"], "--search '?!': give a word"),
+        (["--search", ""], "--search '': give a word"),
         (["--check", "--llm_db", "nowhere.db"], "does not exist"),
         (["--stats", "--llm_db", "nowhere.db"], "does not exist"),
         (["--check", "maybe"], "maybe"),
         ([], "--data is missing"),
+        ([], "--search, --delete, --delete_response, --check and --stats"),
+        (["--delete", "1", "--data_manifest", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_wrong_values_of_index_are_one_line(own_run, capsys, flags, message):
