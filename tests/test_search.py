@@ -206,6 +206,20 @@ def test_index_checks_and_counts(own_run, capsys):
     assert code == 2 and "damaged" in said and "\n" not in said
 
 
+def test_index_on_a_damaged_text_index_says_so(own_run, corpus_path, capsys):
+    database = own_run / "responses.db"
+    where = "SELECT rootpage FROM sqlite_schema WHERE name = 'questions_text_data'"
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        (page,) = db.execute(where).fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    with database.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    for flags in (["--data", corpus_path], ["--check"], ["--search", "parcel"]):
+        code, said = _index(own_run, capsys, *flags)
+        assert code == 2 and re.search(r"is damaged \(.*\): delete it and", said)
+
+
 def test_index_deletes_then_adds(own_run, tmp_path, capsys):
     path = tmp_path / "more.jsonl"
     path.write_text('{"user": "got umbrellas", "assistant": "Yes."}\n')

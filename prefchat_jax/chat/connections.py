@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 
+from prefchat_jax.chat.damage import one_line
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
 
@@ -126,18 +127,6 @@ def possible_mode(path: pathlib.Path, *, read_only: bool = False) -> str:
             if mode == modes[-1]:
                 raise
     raise AssertionError("There is a mode.")
-
-
-@contextlib.contextmanager
-def one_line(path: pathlib.Path) -> Iterator[None]:
-    """Turns errors of a database into `UserError`."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise UserError(
-            f"{path}: {error}. Nothing was changed; if the file is damaged, delete it "
-            "and run `prefchat index`."
-        ) from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from prefchat_jax.chat.damage import one_line
 from prefchat_jax.chat.follow_up import content_words, leans
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.dialogue import ROLES, Turn
@@ -108,7 +109,7 @@ class Memory:
         self._half_life = half_life
         self._clock = clock
         self._lock = threading.Lock()
-        with _one_line(self.path):
+        with one_line(self.path, _no_memory):
             self._db = _opened(self.path)
 
     def remember(self, role: str, content: str) -> int:
@@ -196,10 +197,10 @@ class Memory:
                     "DELETE FROM turns WHERE user = ? AND id = ?",
                     (self.user, turn_id),
                 ).rowcount
-        with self._ask() as db:  # What was written ahead still holds the text.
             db.execute("INSERT INTO turns_text (turns_text) VALUES ('optimize')")
-        with self._lock, _one_line(self.path), _waiting(self._db, _CLEAR_SECONDS):
-            (busy, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        # What was written ahead still holds the text.
+        with self._ask() as db, _waiting(db, _CLEAR_SECONDS):
+            (busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise UserError(
                 f"{self.path}: forgotten, but another session reads the file and keeps "
@@ -231,7 +232,7 @@ class Memory:
 
     @contextmanager
     def _ask(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _one_line(self.path), self._db:
+        with self._lock, one_line(self.path, _no_memory), self._db:
             yield self._db
 
 
@@ -297,7 +298,7 @@ def _prepare(db: sqlite3.Connection, path: pathlib.Path) -> None:
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:
-        raise UserError(f"{path} is not a memory: give --memory_db another file.")
+        raise UserError(_no_memory(path, "it holds other tables"))
     if version > _VERSION:
         raise UserError(f"{path} has a newer schema: upgrade prefchat-jax.")
     _write_ahead(db)
@@ -330,9 +331,5 @@ def _write_ahead(db: sqlite3.Connection) -> None:
         time.sleep(_RETRY_SECONDS)
 
 
-@contextmanager
-def _one_line(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OverflowError) as error:
-        raise UserError(f"{path}: {error}. Is it a memory of prefchat?") from error
+def _no_memory(path: pathlib.Path, reason: str) -> str:
+    return f"{path} is not a memory that can be read ({reason}): check --memory_db."

@@ -15,9 +15,9 @@ from prefchat_jax.chat.connections import (
     Connections,
     connect,
     new_database,
-    one_line,
     possible_mode,
 )
+from prefchat_jax.chat.damage import one_line, rebuild
 from prefchat_jax.chat.schema import (
     SCHEMA_VERSION,
     check_binding,
@@ -277,9 +277,7 @@ class SqliteStore:
         with self._connections.lend() as db:
             found = problem(db, texts=not self.read_only)
         if found is not None:
-            raise UserError(
-                f"{self.path} is damaged ({found}): delete it and run `prefchat index`."
-            )
+            raise UserError(f"{self.path} is damaged ({found}): {rebuild(self.path)}.")
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:
