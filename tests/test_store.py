@@ -378,7 +378,7 @@ def test_a_file_that_takes_the_place_of_an_open_one_is_not_read(
 
 
 def test_a_read_only_store_reads_and_does_not_write(store, path):
-    with reopened(path, read_only=True) as reader:
+    with contextlib.closing(SqliteStore(path, "ro")) as reader:
         assert len(reader) == 4 and reader.search_text("parcel", 3)
         reader.check()
         for write in (
@@ -594,7 +594,7 @@ def test_a_store_of_the_first_schema_is_migrated_whole(first, path, tmp_path):
 def test_a_first_schema_that_cannot_be_written_is_one_line(first, path):
     before = path.read_bytes()
     with pytest.raises(UserError, match="older version"):
-        SqliteStore.open(path, fingerprint="f", bits=16, read_only=True)
+        SqliteStore.open(path, fingerprint="f")
     with pytest.raises(UserError, match="another checkpoint"):
         SqliteStore.open(path, fingerprint="g", bits=16)
     assert path.read_bytes() == before

@@ -108,14 +108,14 @@ def connect(path: pathlib.Path, mode: str) -> sqlite3.Connection:
     return db
 
 
-def possible_mode(path: pathlib.Path, *, read_only: bool = False) -> str:
+def possible_mode(path: pathlib.Path) -> str:
     """How a file can be opened here: for writing if possible.
 
     A file written ahead needs a file of locks beside it. Where none is and none
     can be made, nobody here writes, and the file is read without locks; what a
     writer elsewhere changes is then unseen until it is opened again.
     """
-    modes = ["ro"] if read_only or not os.access(path, os.W_OK) else ["rw", "ro"]
+    modes = ["rw", "ro"] if os.access(path, os.W_OK) else ["ro"]
     if not _size(_beside(path, "-wal")):  # Else it would miss what only that holds.
         modes.append("ro&immutable=1")
     for mode in modes:
