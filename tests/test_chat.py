@@ -192,18 +192,18 @@ def test_chat_loads_from_the_orbax_step_alone(own_run):
 def test_index_extends_and_rebuilds(own_run, corpus_path, tmp_path):
     more = tmp_path / "more.jsonl"
     more.write_text('{"user": "got umbrellas", "assistant": "Yes."}\n')
-    added, total = index(own_run, [more])
+    done = index(own_run, [more])
     with Chat.load(own_run) as chat:
-        assert (added, total) == (1, len(chat))
+        assert done == (1, 0, len(chat), [])
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text('{"user": "u", "assistant": "a", "label": "nowhere"}\n')
-    assert index(own_run, [foreign])[0] == 1
+    assert index(own_run, [foreign]).new == 1
     (own_run / "responses.db").unlink()
     with pytest.raises(UserError, match="prefchat index"):
         Chat.load(own_run)
-    assert index(own_run, [corpus_path])[1] == 36
+    assert index(own_run, [corpus_path]).total == 36
     other = tmp_path / "other.db"
-    assert index(own_run, [more], database=other) == (1, 1)
+    assert index(own_run, [more], database=other) == (1, 0, 1, [])
     assert Chat.load(own_run, database=other, settings=NEVER).reply("x").text == "Yes."
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import pytest
 from conftest import quick
 
 import prefchat_jax.finetune as finetune_module
+from prefchat_jax import Chat
 from prefchat_jax.chat import connections
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags
@@ -545,12 +547,12 @@ def _damage_features(run):
 
 def _damage_database(run):
     (run / "responses.db").write_bytes(b"SQLite format 3\0" + b"x" * 5000)
-    return r"responses\.db: .*prefchat index"
+    return r"responses\.db is damaged .*--resume; answers .* lost"
 
 
 def _damage_text_database(run):
     (run / "responses.db").write_text("hello")
-    return r"responses\.db"
+    return r"responses\.db is damaged \(file is not a database\): delete it"
 
 
 def _damage_unfinished(run):
@@ -573,6 +575,41 @@ def test_damaged_runs(damage, own_run, capsys, caplog):
     message = damage(own_run)
     assert main(["chat", "--weights", str(own_run)]) == 2
     assert re.search(message, _one_line(capsys)) and not caplog.records
+
+
+def test_a_deleted_database_is_written_anew(own_run, corpus_path):
+    with Chat.load(own_run) as chat:
+        before = chat.store.get(range(99))
+        chat.add("vase", "Yes.")
+    (own_run / "responses.db").unlink()
+    finetune(dataclasses.replace(quick(corpus_path, own_run), resume=True))
+    with Chat.load(own_run) as chat:
+        assert chat.store.get(range(99)) == before
+
+
+@pytest.mark.parametrize("command", ["chat", "index --data corpus.jsonl"])
+@pytest.mark.parametrize("name", ["corpus.jsonl", "notes.db", "other/responses.db"])
+def test_a_database_of_another_kind_is_not_to_be_deleted(
+    name, command, own_run, corpus_path, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(corpus_path, "corpus.jsonl")
+    shutil.copytree(own_run, "other")
+    foreign = "UPDATE meta SET value = 'g' WHERE key = 'fingerprint'"
+    for path, change in (
+        ("notes.db", "CREATE TABLE notes (text)"),
+        ("other/responses.db", foreign),
+    ):
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.execute(change)
+            db.commit()
+    before = (tmp_path / name).read_bytes()
+    argv = [*command.split(), "--weights", str(own_run), "--llm_db", name]
+    assert main(argv) == 2
+    line = _one_line(capsys)
+    assert re.search(rf"{name} (is not a database of replies|belongs to another)", line)
+    assert "check --" in line and "delete" not in line
+    assert (tmp_path / name).read_bytes() == before
 
 
 def test_an_unknown_label_at_evaluation(own_run, tmp_path, capsys):

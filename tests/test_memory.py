@@ -1,9 +1,11 @@
+import contextlib
 import math
 import sqlite3
 import threading
 
 import pytest
 
+from prefchat_jax.chat import memory as module
 from prefchat_jax.chat.memory import Memory, recall, session_start
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.dialogue import Turn
@@ -119,12 +121,29 @@ def test_any_text_can_be_remembered_and_searched(text, memory):
 def test_forgotten_turns_leave_the_file(memory, tmp_path):
     kept = memory.remember("user", "a parrot")
     gone = memory.remember("user", "xylophone")
-    assert memory.forget([gone, 999]) == 1
+    assert memory.forget([gone, 999, 2**70, -1]) == 1
     assert memory.search("xylophone") == []
     assert [one.id for one in memory.turns()] == [kept]
     for path in tmp_path.iterdir():
         assert b"xylophone" not in path.read_bytes(), path
     assert memory.forget() == 1 and len(memory) == 0
+
+
+def test_forgetting_while_another_session_reads_says_where_the_text_is(
+    memory, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "_CLEAR_SECONDS", 0.1)
+    memory.remember("user", "xylophone")
+    with contextlib.closing(sqlite3.connect(tmp_path / "m.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM turns").fetchall()
+        memory.remember("user", "xylophone")
+        with pytest.raises(UserError, match=r"text in m\.db-wal: close other sessions"):
+            memory.forget()
+        assert len(memory) == 0
+    assert memory.forget() == 0
+    for path in tmp_path.iterdir():
+        assert b"xylophone" not in path.read_bytes(), path
 
 
 def test_a_session_starts_with_the_last_hour(memory, clock):
@@ -159,6 +178,29 @@ def test_threads_share_a_memory(memory):
     for thread in threads:
         thread.join()
     assert len(memory) == 80
+
+
+def test_sessions_that_make_a_memory_at_once_wait_for_one_another(tmp_path):
+    failed, start = [], threading.Barrier(6)
+
+    def work(user):
+        for i in range(25):
+            start.wait()
+            try:
+                with Memory(tmp_path / f"{i}.db", user) as memory:
+                    memory.remember("user", "card")
+            except UserError as error:
+                failed.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(f"u{n}",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    with contextlib.closing(sqlite3.connect(tmp_path / "24.db")) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert db.execute("SELECT count(*) FROM turns").fetchone() == (6,)
 
 
 def test_the_file_is_for_its_owner_alone(memory, tmp_path):

@@ -93,7 +93,7 @@ def rows(store):
 
 
 def test_what_is_added_comes_back_in_order(store):
-    found = store.get([3, 1, 99])
+    found = store.get([3, 1, 99, 2**63, -(2**64), 0])
     assert [(e.id, e.question, e.response, e.bucket, e.count) for e in found] == [
         (3, "money back", "Press Refund.", 1, 1),
         (1, "where is my parcel", "Track it.", 0, 1),
@@ -183,6 +183,8 @@ def test_an_update_keeps_the_id_and_the_count(store):
         store.update(3, answers([PAIRS[0]]))
     with pytest.raises(UserError, match="no entry 99"):
         store.update(99, answers([PAIRS[0]]))
+    with pytest.raises(UserError, match=f"no entry {2**63}"):
+        store.update(2**63, answers([("new", "text")]))
     store.check()
 
 
@@ -353,8 +355,30 @@ def test_a_log_that_a_dead_process_left_is_not_read_into_a_new_file(path, tmp_pa
         assert [entry.question for entry in store.get(range(9))] == ["new"]
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_file_that_takes_the_place_of_an_open_one_is_not_read(
+    store, path, tmp_path, pooled, removed
+):
+    other = SqliteStore.create(tmp_path / "o.db", fingerprint="f")
+    with contextlib.closing(other):
+        other.add(answers([("other", "text")]))
+    opened = SqliteStore.open(path, fingerprint="f")
+    with contextlib.closing(opened):
+        if pooled:
+            assert len(opened.get([1])) == 1
+        path.unlink() if removed else other.path.replace(path)
+        for use in (
+            lambda: opened.get([1]),
+            lambda: opened.search_text("parcel", 3),
+            lambda: opened.add(answers(PAIRS)),
+        ):
+            with pytest.raises(UserError, match=r"s\.db was replaced or removed"):
+                use()
+
+
 def test_a_read_only_store_reads_and_does_not_write(store, path):
-    with reopened(path, read_only=True) as reader:
+    with contextlib.closing(SqliteStore(path, "ro")) as reader:
         assert len(reader) == 4 and reader.search_text("parcel", 3)
         reader.check()
         for write in (
@@ -570,7 +594,7 @@ def test_a_store_of_the_first_schema_is_migrated_whole(first, path, tmp_path):
 def test_a_first_schema_that_cannot_be_written_is_one_line(first, path):
     before = path.read_bytes()
     with pytest.raises(UserError, match="older version"):
-        SqliteStore.open(path, fingerprint="f", bits=16, read_only=True)
+        SqliteStore.open(path, fingerprint="f")
     with pytest.raises(UserError, match="another checkpoint"):
         SqliteStore.open(path, fingerprint="g", bits=16)
     assert path.read_bytes() == before

@@ -15,13 +15,15 @@ import pytest
 from rich.console import Console
 
 from prefchat_jax import Chat, ChatSettings
+from prefchat_jax.chat.memory import Memory
 from prefchat_jax.chat.styles import Style, register_style, unregister_style
 from prefchat_jax.cli.chat import ChatFlags, open_conversation
-from prefchat_jax.cli.commands import COMMANDS, complete
+from prefchat_jax.cli.commands import COMMANDS, complete, run_command
 from prefchat_jax.cli.conversation import Conversation
 from prefchat_jax.cli.main import main
 from prefchat_jax.cli.piped import answer_lines
 from prefchat_jax.cli.terminal import history_file, talk
+from prefchat_jax.errors import UserError
 
 COMMAND = [
     sys.executable,
@@ -385,9 +387,36 @@ def test_memory_goes_on_after_a_restart_and_is_the_users_own(run, tmp_path):
     assert said("ann", "and how long?\n") == alone
 
 
-def test_a_recent_reply_is_held_back_after_a_restart(chat, tmp_path):
-    from prefchat_jax.chat.memory import Memory
+def test_forgetting_one_of_two_equal_turns_keeps_the_other(chat, tmp_path):
+    with Memory(tmp_path / "m.db", "ann") as memory:
+        _, made = _talk(chat, "hello", "money back", "hello", memory=memory)
+        first, *_, last, reply = memory.turns()
+        before = list(made.history)
+        assert run_command(made, f"/memory forget {last.id}") == "forgot 1 turn"
+        assert made.history == [*before[:4], before[5]]
+        assert [exchange.message for exchange in made.exchanges] == []
+        assert run_command(made, f"/memory forget {first.id}") == "forgot 1 turn"
+        assert made.history == [*before[1:4], before[5]]
+        with pytest.raises(UserError, match="no such turn"):
+            run_command(made, f"/memory forget {first.id}")
+        made.say("where is my parcel")
+        run_command(made, f"/memory forget {reply.id}")
+        assert not made.exchanges  # Its history held the reply.
 
+
+def test_what_is_forgotten_is_not_explained(chat, tmp_path):
+    with Memory(tmp_path / "m.db", "ann") as memory:
+        _, made = _talk(chat, "money back", "hello", memory=memory)
+        last = memory.turns()[2]
+        run_command(made, f"/memory forget {last.id}")
+        assert "money back" in str(run_command(made, "/explain"))
+        assert run_command(made, "/memory forget all") == "forgot 3 turns"
+        assert made.history == []
+        with pytest.raises(UserError, match="no message yet"):
+            run_command(made, "/explain")
+
+
+def test_a_recent_reply_is_held_back_after_a_restart(chat, tmp_path):
     with Memory(tmp_path / "m.db", "ann") as memory:
         first = Conversation(chat, memory).say("where is my parcel")
         again = Conversation(chat, memory).say("where is my parcel")

@@ -14,11 +14,13 @@ class ChatSettings:
     """What stays the same over a chat.
 
     Attributes:
-      pool_mode: `all` pools the candidates of every bucket, `topk` only those
-        of the `top_labels` buckets.
-      top_labels: buckets whose probability counts in the score.
-      db_top_k: candidates that the text search adds.
-      max_candidates_per_bucket: stored entries that a bucket pools, the most
+      pool_mode: `all` also considers what words and vectors find in other buckets
+        than the `top_labels` ones; `topk` drops that, but for what has no bucket.
+      top_labels: buckets that pool their responses, and whose probability counts
+        in the score.
+      db_top_k: entries that words find by their question, with half as many
+        responses by words and again by vectors, in what a chat holds in memory.
+      max_candidates_per_bucket: responses that each such bucket pools, the most
         frequent first; None takes what the run was trained with.
       min_confidence: below it the chat abstains; None takes the threshold that
         the run measured on its validation rows.

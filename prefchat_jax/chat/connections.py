@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 
+from prefchat_jax.chat.damage import one_line
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
 
@@ -17,6 +18,9 @@ _KEPT = 8  # Connections that nobody uses; more are closed.
 class Connections:
     """Opens a file as often as threads use it at once.
 
+    It stays the same file: where another one has taken its path, ids and versions
+    would mean something else, and what is written to the old one would be lost.
+
     Attributes:
       path: the file.
       mode: `rwc`, `rw`, `ro`, or `ro&immutable=1` for a file beside which no lock
@@ -26,6 +30,7 @@ class Connections:
     def __init__(self, path: pathlib.Path, mode: str):
         self.path = path
         self.mode = mode
+        self._file = _identity(path)  # None where it is yet to be made.
         self._free: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -52,9 +57,25 @@ class Connections:
         with self._lock:
             if self._closed:
                 raise UserError(f"{self.path} was closed.")
+            self._check_file()
             if self._free:
                 return self._free.pop()
-        return connect(self.path, self.mode)
+        db = connect(self.path, self.mode)
+        try:
+            self._check_file()
+        except UserError:
+            db.close()
+            raise
+        return db
+
+    def _check_file(self) -> None:
+        present = _identity(self.path)
+        self._file = self._file or present
+        if present != self._file:
+            raise UserError(
+                f"{self.path} was replaced or removed since it was opened: open the "
+                "chat again."
+            )
 
     def _give_back(self, db: sqlite3.Connection) -> None:
         try:
@@ -87,14 +108,14 @@ def connect(path: pathlib.Path, mode: str) -> sqlite3.Connection:
     return db
 
 
-def possible_mode(path: pathlib.Path, *, read_only: bool = False) -> str:
+def possible_mode(path: pathlib.Path) -> str:
     """How a file can be opened here: for writing if possible.
 
     A file written ahead needs a file of locks beside it. Where none is and none
     can be made, nobody here writes, and the file is read without locks; what a
     writer elsewhere changes is then unseen until it is opened again.
     """
-    modes = ["ro"] if read_only or not os.access(path, os.W_OK) else ["rw", "ro"]
+    modes = ["rw", "ro"] if os.access(path, os.W_OK) else ["ro"]
     if not _size(_beside(path, "-wal")):  # Else it would miss what only that holds.
         modes.append("ro&immutable=1")
     for mode in modes:
@@ -106,18 +127,6 @@ def possible_mode(path: pathlib.Path, *, read_only: bool = False) -> str:
             if mode == modes[-1]:
                 raise
     raise AssertionError("There is a mode.")
-
-
-@contextlib.contextmanager
-def one_line(path: pathlib.Path) -> Iterator[None]:
-    """Turns errors of a database into `UserError`."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise UserError(
-            f"{path}: {error}. Nothing was changed; if the file is damaged, delete it "
-            "and run `prefchat index`."
-        ) from error
 
 
 @contextlib.contextmanager
@@ -140,6 +149,15 @@ def _remove_logs(path: pathlib.Path) -> None:
 
 def _beside(path: pathlib.Path, end: str) -> pathlib.Path:
     return path.with_name(path.name + end)
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int] | None:
+    """Device and inode; None where there is no file. Takes two microseconds."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _size(path: pathlib.Path) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from prefchat_jax.chat.damage import one_line
 from prefchat_jax.chat.follow_up import content_words, leans
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.dialogue import ROLES, Turn
@@ -25,28 +26,32 @@ _SESSION_TURNS = 8  # As many as a context reads.
 _APPLICATION, _VERSION = 0x70726D65, 1  # "prme", in the header of the file.
 _WORDS = 64  # Of a search.
 _BUSY_SECONDS = 30.0
-_SCHEMA = """
-CREATE TABLE turns (
+_RETRY_SECONDS = 0.01
+_CLEAR_SECONDS = 3.0  # To wait for readers of what is forgotten.
+_SCHEMA = (
+    """CREATE TABLE turns (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     user TEXT NOT NULL,
     user_key TEXT NOT NULL,
     role TEXT NOT NULL,
     content TEXT NOT NULL,
     at REAL NOT NULL
-);
-CREATE INDEX turns_by_user ON turns (user, id);
-CREATE VIRTUAL TABLE turns_text USING fts5 (
+)""",
+    "CREATE INDEX turns_by_user ON turns (user, id)",
+    """CREATE VIRTUAL TABLE turns_text USING fts5 (
     user_key, content, content='turns', content_rowid='id', tokenize='unicode61'
-);
-CREATE TRIGGER turn_added AFTER INSERT ON turns BEGIN
+)""",
+    """CREATE TRIGGER turn_added AFTER INSERT ON turns BEGIN
     INSERT INTO turns_text (rowid, user_key, content)
     VALUES (new.id, new.user_key, new.content);
-END;
-CREATE TRIGGER turn_removed AFTER DELETE ON turns BEGIN
+END""",
+    """CREATE TRIGGER turn_removed AFTER DELETE ON turns BEGIN
     INSERT INTO turns_text (turns_text, rowid, user_key, content)
     VALUES ('delete', old.id, old.user_key, old.content);
-END;
-"""
+END""",
+    f"PRAGMA application_id = {_APPLICATION}",
+    f"PRAGMA user_version = {_VERSION}",
+)
 
 
 class Remembered(NamedTuple):
@@ -104,7 +109,7 @@ class Memory:
         self._half_life = half_life
         self._clock = clock
         self._lock = threading.Lock()
-        with _one_line(self.path):
+        with one_line(self.path, _no_memory):
             self._db = _opened(self.path)
 
     def remember(self, role: str, content: str) -> int:
@@ -176,6 +181,10 @@ class Memory:
 
         Returns:
           How many there were.
+
+        Raises:
+          UserError: also where they are forgotten, but another session keeps their
+            text in the file.
         """
         removed = 0
         with self._ask() as db:
@@ -183,15 +192,21 @@ class Memory:
                 removed = db.execute(
                     "DELETE FROM turns WHERE user = ?", (self.user,)
                 ).rowcount
-            for turn_id in ids or ():
+            for turn_id in (i for i in ids or () if 0 < i < 2**63):
                 removed += db.execute(
                     "DELETE FROM turns WHERE user = ? AND id = ?",
                     (self.user, turn_id),
                 ).rowcount
-        with self._ask() as db:  # What was written ahead still holds the text.
             db.execute("INSERT INTO turns_text (turns_text) VALUES ('optimize')")
-        with self._lock, _one_line(self.path):
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        # What was written ahead still holds the text.
+        with self._ask() as db, _waiting(db, _CLEAR_SECONDS):
+            (busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise UserError(
+                f"{self.path}: forgotten, but another session reads the file and keeps "
+                f"the text in {self.path.name}-wal: close other sessions, then forget "
+                "again."
+            )
         return removed
 
     def close(self) -> None:
@@ -217,7 +232,7 @@ class Memory:
 
     @contextmanager
     def _ask(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _one_line(self.path), self._db:
+        with self._lock, one_line(self.path, _no_memory), self._db:
             yield self._db
 
 
@@ -266,36 +281,56 @@ def _opened(path: pathlib.Path) -> sqlite3.Connection:
     return db
 
 
+@contextmanager
+def _waiting(db: sqlite3.Connection, seconds: float) -> Iterator[None]:
+    """Waits so long for others, instead of `_BUSY_SECONDS`."""
+    db.execute(f"PRAGMA busy_timeout = {int(1e3 * seconds)}")
+    try:
+        yield
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {int(1e3 * _BUSY_SECONDS)}")
+
+
 def _prepare(db: sqlite3.Connection, path: pathlib.Path) -> None:
     """Makes the tables in a new file; refuses a file of another kind."""
+    if not _tables(db):
+        _create(db)
+    # All of it came at once: where there are tables, there is what names them.
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if tables and application != _APPLICATION:
-        raise UserError(f"{path} is not a memory: give --memory_db another file.")
+    if application != _APPLICATION:
+        raise UserError(_no_memory(path, "it holds other tables"))
     if version > _VERSION:
         raise UserError(f"{path} has a newer schema: upgrade prefchat-jax.")
-    db.execute("PRAGMA journal_mode = WAL").fetchall()
+    _write_ahead(db)
     db.execute("PRAGMA secure_delete = ON").fetchall()  # Forgotten is overwritten.
-    if not tables:
-        _create(db)
 
 
 def _create(db: sqlite3.Connection) -> None:
-    try:
-        db.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {_APPLICATION}; "
-            f"PRAGMA user_version = {_VERSION}; COMMIT;"
-        )
-    except sqlite3.OperationalError as error:
-        db.rollback()
-        if "already exists" not in str(error):  # Another process was faster.
-            raise
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        if not _tables(db):  # Else another process was faster.
+            for statement in _SCHEMA:
+                db.execute(statement)
 
 
-@contextmanager
-def _one_line(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OverflowError) as error:
-        raise UserError(f"{path}: {error}. Is it a memory of prefchat?") from error
+def _tables(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Readers go on while one writes. SQLite does not wait for others here."""
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL").fetchall()
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end:
+                raise
+        time.sleep(_RETRY_SECONDS)
+
+
+def _no_memory(path: pathlib.Path, reason: str) -> str:
+    return f"{path} is not a memory that can be read ({reason}): check --memory_db."

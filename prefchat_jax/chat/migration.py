@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from prefchat_jax.chat.connections import connect, new_database, one_line
+from prefchat_jax.chat.connections import connect, new_database
+from prefchat_jax.chat.damage import one_line
 from prefchat_jax.chat.schema import (
     check_binding,
     create_tables,

@@ -115,8 +115,9 @@ def check_binding(db: sqlite3.Connection, path: pathlib.Path, fingerprint: str) 
         raise UserError(f"{path} has a newer schema: upgrade prefchat-jax.")
     if read_meta(db, "fingerprint") != fingerprint:
         raise UserError(
-            f"{path} belongs to another checkpoint: delete it and run `prefchat "
-            "index` with this run."
+            f"{path} belongs to another checkpoint: check --weights and --llm_db, or "
+            "repeat the `prefchat finetune` command of the run with --resume, which "
+            "writes its database anew, without the answers that were added."
         )
 
 

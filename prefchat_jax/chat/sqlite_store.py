@@ -15,9 +15,9 @@ from prefchat_jax.chat.connections import (
     Connections,
     connect,
     new_database,
-    one_line,
     possible_mode,
 )
+from prefchat_jax.chat.damage import one_line, rebuild
 from prefchat_jax.chat.schema import (
     SCHEMA_VERSION,
     check_binding,
@@ -29,10 +29,15 @@ from prefchat_jax.chat.schema import (
     read_schema,
 )
 from prefchat_jax.chat.store import Answers, Changes, Entry
-from prefchat_jax.chat.writing import Keys, delete_entries, insert, replace_entry
+from prefchat_jax.chat.writing import (
+    Keys,
+    delete_entries,
+    in_batches,
+    insert,
+    replace_entry,
+)
 from prefchat_jax.errors import UserError
 
-_BATCH = 500  # Values of one IN (...).
 _WORDS = 64  # Words of a text that are searched for.
 
 
@@ -92,7 +97,6 @@ class SqliteStore:
         *,
         fingerprint: str,
         bits: int | None = None,
-        read_only: bool = False,
     ) -> "SqliteStore":
         """Opens a store and checks its schema and its checkpoint.
 
@@ -104,7 +108,6 @@ class SqliteStore:
           fingerprint: of the checkpoint.
           bits: log2 of the number of feature ids; without it, a store of an older
             version is an error.
-          read_only: refuse to write.
 
         Raises:
           UserError: there is none, it is damaged, or it is of another checkpoint.
@@ -115,9 +118,10 @@ class SqliteStore:
                 "--data corpus.jsonl`."
             )
         with one_line(path):
-            if bits is not None and not read_only:
+            if bits is not None:
                 migration.migrate(path, fingerprint=fingerprint, bits=bits)
-            mode = possible_mode(path, read_only=read_only)
+            mode = possible_mode(path)
+            store = cls(path, mode)  # From now on it must be this file.
             with contextlib.closing(connect(path, mode)) as db:
                 check_binding(db, path, fingerprint)
                 outdated = read_schema(db) < SCHEMA_VERSION
@@ -126,7 +130,7 @@ class SqliteStore:
                     f"{path} was written by an older version: open it once where it "
                     "can be written, with `prefchat index --weights RUN --stats`."
                 )
-        return cls(path, mode)
+        return store
 
     def close(self) -> None:
         """Closes the file in all threads."""
@@ -167,7 +171,7 @@ class SqliteStore:
 
     def delete(self, ids: Iterable[int]) -> int:
         """Removes entries, and the responses that no entry gives any more."""
-        wanted = sorted({int(i) for i in ids if 0 < i < 2**63})
+        wanted = sorted({int(i) for i in ids if _may_be(i)})
         if not wanted:
             return 0
         digits = np.array(wanted, "<i8").tobytes()
@@ -180,6 +184,8 @@ class SqliteStore:
         Raises:
           UserError: there is no such entry, or another one says the same.
         """
+        if not _may_be(entry_id):
+            raise UserError(f"{self.path}: there is no entry {entry_id}.")
         keys = Keys.of(answers)
         row = str((int(entry_id), int(answers.buckets[0]))).encode()
         features = answers.question_features[0], answers.response_features[0]
@@ -198,7 +204,7 @@ class SqliteStore:
         if not words or limit <= 0:
             return {}
         with self._snapshot() as db:
-            marked = _in_batches(db, "SELECT word FROM common_words WHERE word", words)
+            marked = in_batches(db, "SELECT word FROM common_words WHERE word", words)
             common = {word for (word,) in marked}
             kept = [word for word in words if word not in common] or words
             query = " OR ".join(f'"{word}"' for word in kept[:_WORDS])
@@ -219,7 +225,7 @@ class SqliteStore:
             products = vectors.astype(np.float32) @ vector
             # Each response has an entry: more than `limit` are never needed.
             best = np.argsort(-products, kind="stable")[:limit].tolist()
-            given = _in_batches(
+            given = in_batches(
                 db,
                 "SELECT id, response_id FROM entries WHERE response_id",
                 [ids[i] for i in best],
@@ -231,9 +237,9 @@ class SqliteStore:
 
     def get(self, ids: Sequence[int] | np.ndarray) -> list[Entry]:
         """Entries by id, in this order; those that are gone are left out."""
-        wanted = [int(i) for i in ids]
+        wanted = [int(i) for i in ids if _may_be(i)]
         with self._snapshot() as db:
-            rows = _in_batches(db, f"{_ENTRIES} WHERE entries.id", wanted)
+            rows = in_batches(db, f"{_ENTRIES} WHERE entries.id", wanted)
             found = {row[0]: Entry(*row) for row in rows}
         return [found[i] for i in wanted if i in found]
 
@@ -274,9 +280,7 @@ class SqliteStore:
         with self._connections.lend() as db:
             found = problem(db, texts=not self.read_only)
         if found is not None:
-            raise UserError(
-                f"{self.path} is damaged ({found}): delete it and run `prefchat index`."
-            )
+            raise UserError(f"{self.path} is damaged ({found}): {rebuild(self.path)}.")
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:
@@ -324,6 +328,11 @@ _SEARCH = (
 )
 
 
+def _may_be(entry_id: int) -> bool:
+    """Whether an entry can have this id; SQLite refuses to look for larger ones."""
+    return 0 < entry_id < 2**63
+
+
 def _changes(db: sqlite3.Connection, after: int) -> Changes:
     rows = db.execute(
         "SELECT id, question, response_id, bucket, count, features FROM entries "
@@ -349,13 +358,3 @@ def _changes(db: sqlite3.Connection, after: int) -> Changes:
         {row[0]: row[1:] for row in responses},
         np.array(removed.fetchall(), np.int64).reshape(-1),
     )
-
-
-def _in_batches(
-    db: sqlite3.Connection, query: str, values: Sequence
-) -> Iterator[tuple]:
-    """The rows of `query IN (values)`, for any number of values."""
-    for start in range(0, len(values), _BATCH):
-        batch = values[start : start + _BATCH]
-        marks = ", ".join("?" * len(batch))
-        yield from db.execute(f"{query} IN ({marks})", batch)

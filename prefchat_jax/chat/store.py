@@ -70,18 +70,30 @@ class Entry(NamedTuple):
 
 
 class ResponseStore(Protocol):
-    """Keeps answered questions. Every call is atomic and may run in any thread."""
+    """Keeps answered questions. Every call is atomic and may run in any thread.
+
+    What goes wrong with a file is `UserError`, and then nothing has changed.
+    """
 
     def add(self, answers: Answers) -> np.ndarray:
-        """Adds answers; returns int64 `[n]` ids. A stored pair counts once more."""
+        """Adds answers; returns int64 `[n]` ids.
+
+        A stored pair counts once more and keeps its bucket, or gains one.
+        """
         ...
 
     def delete(self, ids: Iterable[int]) -> int:
-        """Removes entries; returns how many there were."""
+        """Removes entries, unknown ids aside; returns how many there were."""
         ...
 
     def update(self, entry_id: int, answers: Answers) -> None:
-        """Replaces one entry, which keeps its id, by the only row of `answers`."""
+        """Replaces one entry by the only row of `answers`.
+
+        It keeps its id and its count.
+
+        Raises:
+          UserError: there is no such entry, or another one says the same.
+        """
         ...
 
     def search_text(self, text: str, limit: int) -> dict[int, float]:
@@ -97,7 +109,7 @@ class ResponseStore(Protocol):
         ...
 
     def find_response(self, response: str) -> list[Entry]:
-        """All entries that give this response."""
+        """All entries that give this response, by id."""
         ...
 
     def changes(self, after: int) -> Changes:
@@ -105,7 +117,7 @@ class ResponseStore(Protocol):
         ...
 
     def version(self) -> int:
-        """A number that grows with every change; cheap."""
+        """A number that grows with every change of an entry; cheap."""
         ...
 
     def stats(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,19 +77,12 @@ def insert(
 
 def delete_entries(db: sqlite3.Connection, version: int, ids: Sequence[int]) -> int:
     """Removes entries and unused responses; returns how many entries there were."""
-    removed = 0
-    for start in range(0, len(ids), _BATCH):
-        batch = ids[start : start + _BATCH]
-        marks = ", ".join("?" * len(batch))
-        found = db.execute(
-            f"DELETE FROM entries WHERE id IN ({marks}) RETURNING id, response_id",
-            batch,
-        ).fetchall()
-        removed += len(found)
-        gone = [(entry, version) for entry, _ in found]
-        db.executemany("INSERT INTO removed VALUES (?, ?)", gone)
-        _drop_unused(db, {response for _, response in found})
-    return removed
+    given = "RETURNING id, response_id"
+    found = list(in_batches(db, "DELETE FROM entries WHERE id", ids, given))
+    gone = [(entry, version) for entry, _ in found]
+    db.executemany("INSERT INTO removed VALUES (?, ?)", gone)
+    _drop_unused(db, {response for _, response in found})
+    return len(found)
 
 
 def replace_entry(
@@ -122,6 +115,16 @@ def replace_entry(
     )
     _drop_unused(db, {old[0]})
     return None
+
+
+def in_batches(
+    db: sqlite3.Connection, query: str, values: Sequence, ending: str = ""
+) -> Iterator[tuple]:
+    """The rows of `query IN (values) ending`, for any number of values."""
+    for start in range(0, len(values), _BATCH):
+        batch = values[start : start + _BATCH]
+        marks = ", ".join("?" * len(batch))
+        yield from db.execute(f"{query} IN ({marks}) {ending}", batch)
 
 
 def _insert_responses(
@@ -157,13 +160,7 @@ def _merged(answers: Answers, keys: Keys) -> dict[bytes, tuple[int, int, int]]:
 
 
 def _ids(db: sqlite3.Connection, table: str, keys: list[bytes]) -> dict[bytes, int]:
-    found: dict[bytes, int] = {}
-    for start in range(0, len(keys), _BATCH):
-        batch = keys[start : start + _BATCH]
-        marks = ", ".join("?" * len(batch))
-        query = f"SELECT key, id FROM {table} WHERE key IN ({marks})"
-        found.update(db.execute(query, batch))
-    return found
+    return dict(in_batches(db, f"SELECT key, id FROM {table} WHERE key", keys))
 
 
 def _drop_unused(db: sqlite3.Connection, response_ids: Iterable[int]) -> None:

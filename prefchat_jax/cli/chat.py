@@ -29,13 +29,13 @@ class ChatFlags:
     llm_db: str | None = None
     """Database of replies instead of the run's own."""
     db_top_k: int = 160
-    """Candidates that the text search of the database adds."""
+    """Candidates by the words of questions; half as many by replies, and by vectors."""
     pool_mode: PoolMode = "all"
-    """Candidates of all buckets, or of the --top_labels buckets only."""
+    """topk drops what words and vectors find in other buckets than --top_labels."""
     top_labels: int = 4
-    """Buckets whose probability counts in the score."""
+    """Buckets that pool their replies, and whose probability counts in the score."""
     max_candidates_per_bucket: int | None = None
-    """Stored question-reply pairs that a bucket pools [as the run was trained with]."""
+    """Replies that a bucket pools [as the run was trained with]."""
     min_confidence: float | None = None
     """Abstain below it [measured by finetune]; 0 never abstains."""
     response_temperature: float = 0.0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from prefchat_jax.chat.memory import Memory, Remembered
+from prefchat_jax.chat.memory import Remembered
 from prefchat_jax.chat.reply import Explanation
 from prefchat_jax.chat.styles import get_style, style_names
 from prefchat_jax.cli.conversation import Conversation
@@ -123,17 +123,13 @@ def _memory(conversation: Conversation, argument: str) -> str:
     if action == "search" and rest:
         return _listed(memory.search(rest, _SHOWN), "nothing found")
     if action == "forget" and (rest == "all" or rest.isdecimal()):
-        return _forgotten(conversation, memory, rest)
+        return _forgotten(conversation, rest)
     raise UserError(f"/memory {argument}: use search TEXT, forget ID, or forget all.")
 
 
-def _forgotten(conversation: Conversation, memory: Memory, which: str) -> str:
-    ids = None if which == "all" else [int(which)]
-    gone = {one.turn for one in memory.turns() if ids is None or one.id in ids}
-    count = memory.forget(ids)
-    # What is forgotten must not come back from the history.
-    conversation.history = [t for t in conversation.history if t not in gone]
-    if ids and not count:
+def _forgotten(conversation: Conversation, which: str) -> str:
+    count = conversation.forget(None if which == "all" else int(which))
+    if which != "all" and not count:
         raise UserError(f"/memory forget {which}: there is no such turn.")
     return f"forgot {count} {'turn' if count == 1 else 'turns'}"
 

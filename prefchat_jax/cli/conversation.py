@@ -16,6 +16,11 @@ class Exchange(NamedTuple):
     history: list[Turn]
     reply: Reply
 
+    def holds(self, turn: Turn) -> bool:
+        """Whether a turn is part of it."""
+        said = Turn("user", self.message), Turn("assistant", self.reply.text)
+        return turn in (*self.history, *said)
+
 
 @dataclasses.dataclass
 class Conversation:
@@ -90,6 +95,38 @@ class Conversation:
     def clear(self) -> None:
         """Goes on as if nothing had been said; a memory keeps what it holds."""
         self.history.clear()
+
+    def forget(self, turn_id: int | None) -> int:
+        """Removes a turn of the memory, or all, and what this session holds of it.
+
+        Returns:
+          How many turns the memory lost.
+
+        Raises:
+          UserError: the file cannot be used; the session has forgotten in any case.
+        """
+        if self.memory is None:
+            return 0
+        if turn_id is None:
+            self.history.clear()
+            self.exchanges.clear()
+            return self.memory.forget()
+        turns = self.memory.turns()
+        for place, one in enumerate(turns):
+            if one.id == turn_id:
+                # The history ends as the memory does: so many equal turns follow.
+                later = [other.turn for other in turns[place + 1 :]].count(one.turn)
+                self._drop(one.turn, later)
+        return self.memory.forget([turn_id])
+
+    def _drop(self, turn: Turn, later: int) -> None:
+        """Removes a turn, after which `later` equal ones stay, and what holds it."""
+        places = [i for i, said in enumerate(self.history) if said == turn]
+        if later < len(places):
+            del self.history[places[-1 - later]]
+        self.exchanges = [
+            exchange for exchange in self.exchanges if not exchange.holds(turn)
+        ]
 
     def stats(self) -> dict[str, str]:
         """Figures of this session by name."""

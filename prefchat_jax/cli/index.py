@@ -1,18 +1,21 @@
 """`prefchat index`: what a run can answer, without training."""
 
 import dataclasses
+import re
+import sys
 from collections.abc import Sequence
 
+from prefchat_jax.chat.store import Entry
 from prefchat_jax.cli import flags
-from prefchat_jax.cli.console import output
+from prefchat_jax.cli.console import output, table
 from prefchat_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndexFlags:
-    """Add answered questions to a run's database, build it, remove some, or check it.
+    """Add answered questions to a run's database, build it, remove, find or check some.
 
-    Removes first, then adds, checks, and counts.
+    Removes first, then adds, checks, counts, and searches.
     """
 
     weights: str
@@ -24,17 +27,21 @@ class IndexFlags:
     llm_db: str | None = None
     """Database to change or build [the run's own]."""
     delete: tuple[int, ...] = ()
-    """Entries to remove, by the ids that replies name."""
+    """Entries to remove, by the ids that --search lists."""
     delete_response: str | None = None
-    """Remove all entries that give this reply."""
+    """Remove all entries that give exactly this reply."""
     check: bool = False
     """Read the whole database and say whether it is intact."""
     stats: bool = False
     """Count what is stored."""
+    search: str | None = None
+    """List the 20 entries that these words find best: id, question, reply."""
 
     def __post_init__(self):
         if any(entry_id < 1 for entry_id in self.delete):
             raise UserError(f"--delete {min(self.delete)}: ids count from 1.")
+        if self.search is not None and not re.search(r"\w", self.search):
+            raise UserError(f"--search {self.search!r}: give a word to look for.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,12 +50,17 @@ def main(argv: Sequence[str]) -> None:
     from prefchat_jax import indexing
     from prefchat_jax.datasets.records import corpus_paths
 
-    say = lambda text: output().print(text, highlight=False)
+    say = lambda text: output().out(text, highlight=False)
     run, where = given.weights, {"database": given.llm_db}
     removes = bool(given.delete) or given.delete_response is not None
     paths = []
-    if given.data or given.data_manifest or not (removes or given.check or given.stats):
+    if given.data or given.data_manifest:
         paths = corpus_paths(given.data, given.data_manifest)
+    elif not (removes or given.check or given.stats or given.search):
+        raise UserError(
+            "--data is missing: give a JSONL corpus to add, or one of --search, "
+            "--delete, --delete_response, --check and --stats."
+        )
     if removes:
         replies = [] if given.delete_response is None else [given.delete_response]
         removed, total = indexing.delete(
@@ -56,11 +68,31 @@ def main(argv: Sequence[str]) -> None:
         )
         say(f"{removed} entries removed, {total} answers stored")
     if paths:
-        added, total = indexing.index(run, paths, **where)
-        say(f"{added} rows added, {total} answers stored")
+        done = indexing.index(run, paths, **where)
+        for note in done.notes:
+            say(f"note: {note}")
+        again = f"{done.again} were there already"
+        say(f"{done.new} rows added, {again}, {done.total} answers stored")
     if given.check:
         indexing.check(run, **where)
         say("the database is intact")
     if given.stats:
         for name, value in indexing.stats(run, **where).items():
             say(f"{name.replace('_', ' ')}: {value:,}")
+    if given.search is not None:
+        _show(indexing.search(run, given.search, **where))
+
+
+def _show(entries: Sequence[Entry]) -> None:
+    """A table in a terminal; elsewhere a line each, with tabs between."""
+    columns = ["id", "question", "reply"]
+    rows = [
+        [str(entry.id), *(" ".join(text.split()) for text in entry[1:3])]
+        for entry in entries
+    ]
+    console = output()
+    if console.is_terminal and rows:
+        console.print(table("", columns, rows, text_columns=len(columns)))
+        return
+    for row in rows or [["nothing found"]]:  # A console would expand the tabs.
+        sys.stdout.write("\t".join(row) + "\n")
