@@ -207,7 +207,7 @@ def _labels(run: RunDirectory) -> dict[str, int]:
     """Bucket numbers by label; none for clusters, which have numbers of their own."""
     if not run.config()["labels_given"]:
         return {}
-    buckets = run.read_json("labels.json")
+    buckets = run.buckets()
     return {str(bucket["label"]): i for i, bucket in enumerate(buckets)}
 
 

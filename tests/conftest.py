@@ -99,3 +99,10 @@ def shared():
     if not SHARED.exists():
         pytest.skip("real data is not here: needs ../shared beside the checkout")
     return SHARED
+
+
+def one_line(capsys):
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if "Event loop is closed" not in line]
+    assert len(lines) == 1 and lines[0].startswith("prefchat: error: "), error
+    return lines[0]
