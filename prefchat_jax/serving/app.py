@@ -35,7 +35,6 @@ from prefchat_jax.serving.wire import (
 from prefchat_jax.text.dialogue import Turn
 
 _COUNT_SECONDS = 2.0
-_COLDEST = 1e-6  # Below it a draw is the best reply.
 _SEEDS = 2**64
 
 
@@ -183,8 +182,8 @@ class Service:
         style = self._settings.style_mode if given.style is None else given.style
         creativity = given.creativity
         temperature = asked.temperature or 0.0
-        if temperature < _COLDEST:
-            temperature, seed = 0.0, 0  # No draw, so that all seeds are one batch.
+        if temperature == 0:
+            seed = 0  # No draw, so that all seeds are one batch.
         elif asked.seed is None:
             seed = secrets.randbits(64)
         else:
