@@ -208,6 +208,8 @@ def test_a_key_opens_all_but_the_page_and_health(chat):
         ({"prefchat": {"style": "loud"}}, 400, "prefchat.style"),
         ({"prefchat": {"creativity": 1.5}}, 400, "prefchat.creativity"),
         ({"prefchat": []}, 400, "prefchat"),
+        ({"prefchat": {"creativty": 0.3}}, 400, "prefchat.creativty"),
+        ({"prefchat": {"a` - at `$.b\n": 1}}, 400, "prefchat.a` - at `$.b\n"),
     ],
 )
 def test_an_error_names_the_field(url, fields, status, param):
@@ -215,6 +217,13 @@ def test_an_error_names_the_field(url, fields, status, param):
     assert response.status_code == status
     error = error_of(response)
     assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+def test_an_unknown_wish_is_named_beside_the_known_ones(url):
+    error = error_of(ask(url, prefchat={"creativty": 0.3}))
+    assert error["message"] == (
+        "prefchat: 'creativty' is unknown: use style, creativity."
+    )
 
 
 def test_null_and_unknown_fields_are_ignored(url):
