@@ -188,6 +188,8 @@ def test_style_mode_and_creativity_are_defaults(serving):
     ).json()
     text = lambda answer: answer["choices"][0]["message"]["content"]
     with serving("--style_mode", "creative", "--min_confidence", 0) as url:
+        listed = httpx.get(f"{url}/v1/models").json()["data"][0]["prefchat"]
+        assert listed["style"] == "creative" and listed["creativity"] == 0.2
         calm = framed(url)
         assert calm["prefchat"]["style"] == "creative"
         lively = framed(url, prefchat={"creativity": 1})

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from prefchat_jax.chat.reply import Reply
 from prefchat_jax.chat.session import Chat
+from prefchat_jax.chat.styles import style_names
 from prefchat_jax.serving import guard, metrics, wire
 from prefchat_jax.serving.answers import completion, listed, stream
 from prefchat_jax.serving.batching import Batcher, Manner, Overloaded
@@ -220,7 +221,14 @@ class Service:
         return await loop.run_in_executor(self._files, work, *arguments)
 
     def _model(self) -> dict[str, Any]:
-        return listed(self._settings.model, self._settings.created)
+        """The model, and what a request may leave out of `prefchat`."""
+        settings = self._settings
+        manner = {
+            "style": settings.style_mode,
+            "creativity": settings.creativity,
+            "styles": ["auto", *style_names()],
+        }
+        return listed(settings.model, settings.created) | {"prefchat": manner}
 
     def _no_model(self, name: str | None) -> ApiError:
         return ApiError(
