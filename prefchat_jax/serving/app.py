@@ -52,6 +52,7 @@ def make_app(chat: Chat, settings: ServerSettings) -> Starlette:
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
     )
+    named = settings.is_local and settings.api_key is None
     return Starlette(
         routes=[
             Route(guard.COMPLETIONS, service.complete, methods=["POST"]),
@@ -65,6 +66,7 @@ def make_app(chat: Chat, settings: ServerSettings) -> Starlette:
         middleware=[
             Middleware(guard.Measured, metrics=service.metrics),
             *([cors] if settings.cors_origin else []),
+            *([Middleware(guard.Named)] if named else []),
             Middleware(guard.Authorized, api_key=settings.api_key),
         ],
         exception_handlers={
