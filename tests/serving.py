@@ -73,7 +73,7 @@ def samples(url):
 
 def http(body, path=CHAT, method="POST", kind="application/json", extra=""):
     """A whole request, as bytes."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
     return head.encode() + body
 

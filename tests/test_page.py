@@ -90,7 +90,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/":
             self._send(200, PAGE.read_bytes(), "text/html; charset=utf-8")
         elif self.path == "/v1/models":
-            self._json(200, {"data": [{"id": "help-desk"}]})
+            self._json(200, {"data": [{"id": "help-desk"} | self.server.model]})
         else:
             self._json(404, {})
 
@@ -139,6 +139,7 @@ def policy():
 def _serving():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.received, server.delay, server.gone = [], 0.0, False
+    server.model = {}
     server.answers = {
         "/v1/chat/completions": (200, completion(LISTED)),
         "/v1/feedback": (200, {}),
@@ -172,8 +173,7 @@ def tab(any_tab, server):
     """The page, freshly opened; a page that complains or asks elsewhere fails."""
     home = f"http://127.0.0.1:{server.server_port}"
     any_tab.complaints(), any_tab.requested()
-    any_tab.open(f"{home}/")
-    any_tab.until("return document.title.startsWith('help-desk')")
+    _open(any_tab, home)
     yield any_tab
     # What the browser itself writes of a refused or failed request is no error.
     bad = [line for line in any_tab.complaints() if "Failed to load" not in line]
@@ -184,6 +184,22 @@ def tab(any_tab, server):
         *("/", "/favicon.ico", "/v1/models"),
         *("/v1/chat/completions", "/v1/feedback"),
     }
+
+
+def _open(tab, home):
+    tab.open(f"{home}/")
+    tab.until("return document.title.startsWith('help-desk')")
+
+
+def _set(tab, field, value):
+    """As a user does, so that the page is told."""
+    tab.run(
+        "const field = document.getElementById(arguments[0]);"
+        "field.value = arguments[1];"
+        "field.dispatchEvent(new Event('input', { bubbles: true }));",
+        field,
+        value,
+    )
 
 
 def _ask(tab, text="where is it"):
@@ -198,10 +214,9 @@ def _box(tab):
 
 
 def test_enter_sends_with_the_settings_and_the_conversation(tab, server):
-    tab.run("document.getElementById('style').value = 'analyst'")
-    for slider, value in (("creativity", "0.75"), ("temperature", "0.2")):
-        script = "document.getElementById(arguments[0]).value = arguments[1]"
-        tab.run(script, slider, value)
+    _set(tab, "style", "analyst")
+    _set(tab, "creativity", "0.75")
+    _set(tab, "temperature", "0.2")
     _ask(tab, "where is it")
     assert _box(tab) == ""
     _ask(tab, "and now?")
@@ -219,6 +234,25 @@ def test_enter_sends_with_the_settings_and_the_conversation(tab, server):
         {"role": "user", "content": "and now?"},
     ]
     assert tab.text("h1") == "help-desk"
+
+
+def test_what_was_not_chosen_is_left_to_the_server(tab, server):
+    _ask(tab)
+    assert server.received[-1][1]["prefchat"] == {}
+    manner = {"style": "loud", "creativity": 0.33, "styles": ["auto", "loud", "calm"]}
+    server.model = {"prefchat": manner}
+    _open(tab, f"http://127.0.0.1:{server.server_port}")
+    offered = "return [...document.getElementById('style')].map((each) => each.text)"
+    assert tab.run(offered) == manner["styles"]
+    value = "return document.getElementById(arguments[0]).value"
+    assert [tab.run(value, id) for id in ("style", "creativity")] == ["loud", "0.33"]
+    assert tab.text("#creativity + output") == "0.33"
+    _set(tab, "style", "calm")
+    _ask(tab)
+    assert server.received[-1][1]["prefchat"] == {"style": "calm"}
+    server.model["prefchat"] = manner | {"creativity": 0.7}
+    tab.run("return name()")  # As after a key was given.
+    assert [tab.run(value, id) for id in ("style", "creativity")] == ["calm", "0.7"]
 
 
 def test_shift_enter_makes_a_line_and_an_empty_message_is_not_sent(tab, server):
@@ -340,6 +374,10 @@ def test_feedback_that_was_not_stored_can_be_sent_again(tab, server):
     tab.click(".up")
     tab.until("return document.querySelector('.status.wrong')")
     assert tab.text(".status").startswith("Not stored. The server is busy.")
+    full = {"error": {"message": "feedback.jsonl is full."}}
+    server.answers["/v1/feedback"] = 429, full
+    tab.click(".up")
+    tab.until("return document.querySelector('.status').innerText.endsWith('full.')")
     server.answers["/v1/feedback"] = 200, {}
     tab.click(".up")
     tab.until("return document.querySelector('.up[aria-pressed=true]')")
@@ -367,6 +405,7 @@ def test_an_abstention_looks_different_and_asks_the_nearest_question(tab, server
     "status, answer, line",
     [
         (503, {}, "The server is busy. Try again in a moment."),
+        (429, {}, "The server is busy. Try again in a moment."),
         (500, {}, "The server met a problem. Try again in a moment."),
         (400, {"error": {"message": "style 'x':\nuse auto."}}, "style 'x': use auto."),
         (200, {"choices": []}, "The server sent what this page cannot read."),
@@ -432,6 +471,16 @@ def test_clear_forgets_and_can_be_undone(tab, server):
     _ask(tab, "more")
     asked = [m["content"] for m in server.received[-1][1]["messages"]]
     assert asked == ["again", LISTED, "more"]
+
+
+def test_what_was_pending_does_not_come_back(tab, server):
+    _ask(tab, "one")
+    server.delay = 1.0
+    tab.type("#box", "two" + ENTER)
+    tab.click("#clear")
+    tab.click("#notice button")
+    tab.until("return document.getElementById('send').textContent == 'Send'")
+    assert tab.texts(".mine") == ["one"] and tab.texts(".waiting") == []
 
 
 def test_a_server_of_another_make_has_replies_without_a_why(tab, server):

@@ -203,6 +203,8 @@ def test_draws_are_seeded_scale_free_and_greedy_at_zero():
     expected = scores[:4] ** 10 / (scores[:4] ** 10).sum()
     np.testing.assert_allclose(shares[:4], expected, atol=0.07)
     assert shares[4] == 0  # Only four can be drawn.
+    assert {draw(scores, temperature=t, seed=1) for t in (1e-5, 1e-310, 5e-324)} == {0}
+    assert set(pick(scores, 1e300)) == {0, 1, 2, 3}
 
 
 # --- tuning

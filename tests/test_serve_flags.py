@@ -73,8 +73,11 @@ def test_host(serving, capsys):
     with serving("--host", "0.0.0.0") as url:
         assert "set --api_key" in capsys.readouterr().out
         port = url.rsplit(":", 1)[1]
-        assert httpx.get(f"http://127.0.0.2:{port}/healthz").status_code == 200
+        there = f"http://127.0.0.2:{port}/healthz"
+        assert httpx.get(there, headers={"Host": "a.example"}).status_code == 200
     with serving() as url:
+        foreign = httpx.get(url + "/healthz", headers={"Host": "a.example"})
+        assert foreign.status_code == 421
         port = int(url.rsplit(":", 1)[1])
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.2", port), timeout=2)
@@ -188,6 +191,8 @@ def test_style_mode_and_creativity_are_defaults(serving):
     ).json()
     text = lambda answer: answer["choices"][0]["message"]["content"]
     with serving("--style_mode", "creative", "--min_confidence", 0) as url:
+        listed = httpx.get(f"{url}/v1/models").json()["data"][0]["prefchat"]
+        assert listed["style"] == "creative" and listed["creativity"] == 0.2
         calm = framed(url)
         assert calm["prefchat"]["style"] == "creative"
         lively = framed(url, prefchat={"creativity": 1})

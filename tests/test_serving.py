@@ -1,5 +1,6 @@
 """A real server, asked by OpenAI's own client and by plain requests."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -20,17 +22,23 @@ from serving import (
     error_of,
     exchange,
     http,
+    in_thread,
     samples,
     served,
     wait_for,
 )
 
 from prefchat_jax import Chat, ChatSettings
+from prefchat_jax.chat.styles import STYLES, Style, register_style, unregister_style
 from prefchat_jax.datasets.preferences import PreferencePair, pairs_of
 from prefchat_jax.datasets.rows import decode_row
 from prefchat_jax.errors import UserError
+from prefchat_jax.serving import server
+from prefchat_jax.serving.app import make_app
+from prefchat_jax.serving.config import ServerSettings
 from prefchat_jax.serving.feedback import FeedbackFile
 from prefchat_jax.serving.page import policy
+from prefchat_jax.serving.server import listen, make_server
 from prefchat_jax.serving.wire import ApiError
 from prefchat_jax.text.dialogue import Turn
 
@@ -147,6 +155,10 @@ def test_temperature_and_seed_draw_as_the_chat_does(client, chat):
 def test_models_are_listed_and_unknown_ones_are_not_found(client):
     assert [model.id for model in client.models.list()] == ["run"]
     assert client.models.retrieve("run").owned_by == "prefchat"
+    register_style(Style(name="listed"))
+    styles = client.models.list().data[0].prefchat["styles"]
+    unregister_style("listed")
+    assert styles == ["auto", *STYLES, "listed"]
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-9")
     assert caught.value.code == "model_not_found"
@@ -179,6 +191,33 @@ def test_a_key_opens_all_but_the_page_and_health(chat):
             assert right.models.list().data
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_name_of_another_host_is_no_name_of_this_machine(chat, host):
+    code = lambda url, name, path="/v1/models": (
+        httpx.get(url + path, headers={"Host": name}).status_code
+    )
+    good = ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:8000", "192.168.0.7:80"]
+    bad = ["evil.example", "evil.example:8000", "localhost.evil.example", "", "[x]"]
+    with served(chat, host=host) as url:
+        assert [code(url, name) for name in good] == [200] * 5
+        assert [code(url, name) for name in bad] == [421] * 5
+        assert code(url, "evil.example", "/") == 421
+        assert exchange(url, b"GET /healthz HTTP/1.0\r\n\r\n")[0] == [200]
+        refused = ask(url, headers={"Host": "evil.example"})
+        assert refused.status_code == 421 and "'evil.example'" in refused.text
+        assert error_of(refused)["code"] == "wrong_host"
+        assert samples(url)[
+            'prefchat_requests_total{route="/v1/models",status="421"}'
+        ] == len(bad)
+
+
+def test_a_key_or_an_open_address_allows_every_host(chat):
+    for settings in ({"api_key": "k", "host": "::1"}, {"host": "0.0.0.0"}):
+        headers = {"Host": "chat.example", "Authorization": "Bearer k"}
+        with served(chat, **settings) as url:
+            assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
+
+
 # --- what is wrong with a request
 
 
@@ -208,6 +247,8 @@ def test_a_key_opens_all_but_the_page_and_health(chat):
         ({"prefchat": {"style": "loud"}}, 400, "prefchat.style"),
         ({"prefchat": {"creativity": 1.5}}, 400, "prefchat.creativity"),
         ({"prefchat": []}, 400, "prefchat"),
+        ({"prefchat": {"creativty": 0.3}}, 400, "prefchat.creativty"),
+        ({"prefchat": {"a` - at `$.b\n": 1}}, 400, "prefchat.a` - at `$.b\n"),
     ],
 )
 def test_an_error_names_the_field(url, fields, status, param):
@@ -215,6 +256,13 @@ def test_an_error_names_the_field(url, fields, status, param):
     assert response.status_code == status
     error = error_of(response)
     assert error["param"] == param and error["type"] == "invalid_request_error"
+
+
+def test_an_unknown_wish_is_named_beside_the_known_ones(url):
+    error = error_of(ask(url, prefchat={"creativty": 0.3}))
+    assert error["message"] == (
+        "prefchat: 'creativty' is unknown: use style, creativity."
+    )
 
 
 def test_null_and_unknown_fields_are_ignored(url):
@@ -241,6 +289,58 @@ def test_bodies_and_routes_that_cannot_be_read(chat):
         assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
         slow = http(b"{}").replace(b"Length: 2", b"Length: 9")
         assert exchange(url, slow)[0] == [408]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_half_a_head_is_not_waited_for(chat, kept):
+    sock = listen("127.0.0.1", 0)
+    place = sock.getsockname()
+    app = make_app(chat, ServerSettings(model="run"))
+    with (
+        in_thread(make_server(app, timeout=0.5), sock),
+        socket.create_connection(place, timeout=20) as client,
+    ):
+        if kept:
+            request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+            for _ in range(2):  # Idle, a connection may stay longer.
+                client.sendall(request)
+                received = b""
+                while not received.endswith(b"}"):
+                    received += client.recv(65536)
+                time.sleep(0.7)
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost")
+        for _ in range(4):  # Each byte more wins no time.
+            time.sleep(0.2)
+            with contextlib.suppress(ConnectionError):
+                client.sendall(b"x")
+        with contextlib.suppress(ConnectionError):
+            assert client.recv(65536) == b""
+
+
+def test_a_long_head_and_too_many_connections_are_refused(chat, url, monkeypatch):
+    long = {"X-Long": "a" * 12_000}
+    assert httpx.get(f"{url}/healthz", headers=long).status_code == 200
+    unended = b"GET /healthz HTTP/1.1\r\nX-Long: " + b"a" * 20_000
+    assert exchange(url, unended)[0] == [400]
+    monkeypatch.setattr(server, "_CONNECTIONS", 3)
+    with served(chat) as other, contextlib.ExitStack() as taken:
+        place = other.removeprefix("http://").split(":")
+        assert httpx.get(f"{other}/healthz").status_code == 200
+        for _ in range(3):
+            sock = socket.create_connection((place[0], int(place[1])), timeout=20)
+            taken.enter_context(sock)
+        assert httpx.get(f"{other}/healthz").status_code == 503
+        taken.close()
+        wait_for(lambda: httpx.get(f"{other}/healthz").status_code == 200)
+
+
+@pytest.mark.parametrize(
+    "text", ["short " + 64_000 * "and ", "in one word" + 250_000 * " ", 64_000 * "1. x"]
+)
+def test_no_message_holds_up_the_others(chat, text):
+    start = time.process_time()
+    chat.reply(text, creativity=1.0)
+    assert time.process_time() - start < 1
 
 
 # --- batching, time and load

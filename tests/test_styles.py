@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import threading
 import time
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefchat_jax.chat.cleanup import clean
-from prefchat_jax.chat.cues import strip_cues
+from prefchat_jax.chat.cues import ANALYST, CONCISE, CREATIVE, strip_cues
 from prefchat_jax.chat.styles import (
     BUILT_IN,
     STYLES,
@@ -178,22 +179,33 @@ def _seconds(function, text):
     return min(times)
 
 
+PIECES = [".", "`", "``` ", "`a\n", "(", '"a ', '("', ". ", " \n", "a.", "。", "Dr. "]
+PIECES += ["1. ", "Then stop. ", "😀", ". 😀 ", "e.g.", "“", "- a\n", '."', "v. "]
+PIECES += ["and ", "tell me in short, "]
+
+
 @pytest.mark.parametrize(
-    "piece",
-    [".", "`", "``` ", "`a\n", "(", '"a ', '("', ". ", " \n", "a.", "。", "Dr. ", "1. "]
-    + ["Then stop. ", "😀", ". 😀 ", "e.g.", "“", "- a\n", '."'],
+    ("front", "piece"),
+    [("", piece) for piece in PIECES] + [("in one word", " "), ("in short", ". ")],
 )
-def test_time_grows_linearly_with_the_length(piece):
+def test_time_grows_linearly_with_the_length(front, piece):
     def everything(text):
         clean(text)
         for name in STYLES:
             get_style(name).show(text, 1.0, text)
         strip_cues(text)
-        infer_style(text)
+        for pattern in (CONCISE, CREATIVE, ANALYST):
+            re.search(pattern, text, re.IGNORECASE)
 
     n = 3_000 // len(piece)
-    once, twice = (_seconds(everything, piece * k) for k in (n, 4 * n))
+    once, twice = (_seconds(everything, front + piece * k) for k in (n, 4 * n))
     assert twice < 4 * 2 * once + 0.01  # A square would need sixteen times as long.
+
+
+def test_a_long_text_is_cleaned_and_shown_in_time():
+    sentences = "".join(f"The a{i} b{i} c{i} d{i} e{i}. " for i in range(2000))
+    assert _seconds(clean, sentences) < 0.3
+    assert _seconds(lambda text: _show(text, "analyst"), "`a` 1. x " * 3000) < 0.5
 
 
 # --- clean-up
@@ -364,6 +376,18 @@ def _lines(text):
 def test_wishes_are_read_and_contents_are_not(message, style):
     assert infer_style(message) == style
     assert infer_style(message.upper()) == style
+
+
+def test_a_long_message_asks_at_its_ends_alone():
+    pasted = "I went to the shop today and it was open. " * 200
+    for front, end in (("Be brief. ", ""), ("", "Explain it, in short")):
+        assert infer_style(front + pasted + end + 9_000 * " ") == "concise"
+    assert infer_style(f"{pasted} Be brief. {pasted}") == "balanced"
+    # Where the middle was left out there is no end, and nothing reaches across.
+    cut = f"{'explain briefly':>2000}"
+    assert infer_style(cut) == "concise" and infer_style(cut + pasted) == "balanced"
+    apart = f"{'explain':>2000}{pasted}{' in short':.<2000}"
+    assert infer_style(apart) == "balanced"
 
 
 def test_an_empty_message_asks_for_nothing():

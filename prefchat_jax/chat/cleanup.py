@@ -18,6 +18,8 @@ _SAME = 0.8  # Share of common words above which two sentences say the same.
 _NEAR = 48  # Earlier sentences that a sentence is compared with.
 _LONG = 5  # Words of a sentence that nobody says twice on purpose.
 
+Said = tuple[list[str], list[str]]  # The bare words of a sentence, and the firm ones.
+
 
 def clean(text: str) -> str:
     """Drops fillers at the front, and sentences that repeat an earlier one.
@@ -40,17 +42,18 @@ def _clean_once(text: str) -> str:
     if len(spans) < 2:
         return text
     kept: list[Span] = []
-    said: list[list[str]] = []
+    said: list[Said] = []
     for a, b in spans:
         sentence = text[a:b]
         if not kept and _FILLER.fullmatch(sentence):
             continue
-        words = sentence.split()
+        words = _bare(sentence.split())
+        this = words, _firm(words)
         near = said[-_NEAR:] if len(words) >= _LONG else said[-1:]
-        if any(_repeats(words, others) for others in near):
+        if any(_repeats(this, other) for other in near):
             continue
         kept.append((a, b))
-        said.append(words)
+        said.append(this)
     if not kept or len(kept) == len(spans):
         return text
     return _joined(text, spans, kept)
@@ -65,12 +68,10 @@ def _joined(text: str, spans: list[Span], kept: list[Span]) -> str:
     return "".join(parts)
 
 
-def _repeats(words: list[str], others: list[str]) -> bool:
+def _repeats(this: Said, other: Said) -> bool:
     """Whether a sentence of these words says nothing that the other does not."""
-    if not _SAME * len(others) < len(words) <= len(others):
-        return False
-    words, others = _bare(words), _bare(others)
-    if _firm(words) != _firm(others):
+    (words, firm), (others, others_firm) = this, other
+    if not _SAME * len(others) < len(words) <= len(others) or firm != others_firm:
         return False
     rest = iter(others)
     return all(word in rest for word in words)

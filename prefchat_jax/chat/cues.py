@@ -14,7 +14,7 @@ _TELL = (
     r"\b(?:explain|describe|define|tell me|tell us|answer|say|put it|outline|respond"
     r"|reply|show me|what(?:'s| is| are)|how (?:do|does|can|would))\b"
 )
-_LAST = r"[\s.!?]*$"
+_LAST = r"[\s.!?]*+$"  # Possessive: a run of stops is read once.
 # "a summary", "a summary of DPO", but not "a summary of my purchases".
 _NOT_MINE = (
     r"(?! (?:of|for|on|about|from) (?:(?:all )?(?:my|our|his|her|their|last|recent)"
@@ -39,14 +39,14 @@ CONCISE = "|".join(
         r"|who|when|where|is|are|can|could|do|does)\b)",
         rf"[,;.\u2013\u2014-]\s*(?:please |but )?(?:{_BRIEF}|{_ONE})(?:"
         rf" please)?{_LAST}",
-        rf"^{_ASK}{_ONE}\s*[,:]?\s+(?:\w+)",
+        rf"^{_ASK}{_ONE}(?:\s*+[,:])?\s++\w",
         rf"{_TELL}[^.?!]{{0,120}}\b(?:{_BRIEF}|{_ONE})(?:,? please)?{_LAST}",
         rf"^{_ASK}{_TELL}(?: (?:it|this|that|me|to me)){{0,2}} {_BRIEF}\b",
         rf"^\s*{_BRIEF}{_LAST}",
         r"\b(?:keep|make) (?:it|this|the answer|your (?:answer|reply))(?: very|"
         r" nice and"
         rf"| as)? (?:short|brief|concise)\b(?! (?:sleeved?|term|haired)){_NOT_MINE}",
-        rf"(?:{_EDGE}|\b{_ASK})(?<!to )be (?:more |very )?(?:brief|concise|succinct)"
+        r"\b(?<!to )be (?:more |very )?(?:brief|concise|succinct)"
         rf"(?: please)?(?:{_LAST}|\s*[,:;.])",
         r"\b(?:give|just|only|please|want|need|like|prefer)\b[^.?!]{0,20}\b(?:short"
         r"|brief"
@@ -119,6 +119,20 @@ _WORDS = (
     "cons reasoning thorough analy systematic precise trade tldr tl;dr"
 )
 _HINTS = (*_WORDS.split(), "sum up")
+_READ = 2000  # Characters at each end of a message that are read.
+_APART = 200 * "\0"  # More than a cue can reach across.
+
+
+def edges(message: str) -> str:
+    """Where a wish can stand: the two ends of a long message, all of a short one.
+
+    What lies between is a text that somebody pasted. Reading a cue takes about a
+    microsecond for each character, and no message may hold up the others.
+    """
+    message = message.rstrip()
+    if len(message) <= 2 * _READ:
+        return message
+    return f"{message[:_READ]}{_APART}{message[-_READ:]}"
 
 
 def may_ask(message: str) -> bool:

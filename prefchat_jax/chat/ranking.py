@@ -23,6 +23,7 @@ Terms = dict[str, np.ndarray]
 
 
 RELEVANCE = tuple(field.name for field in dataclasses.fields(RelevanceWeights))
+_COLDEST = 1e-6  # Temperature below which a draw is the best reply.
 
 
 def fuse_buckets(probs: np.ndarray, top_labels: int) -> np.ndarray:
@@ -159,11 +160,11 @@ def draw(scores: np.ndarray, *, temperature: float, seed: int, among: int = 4) -
 
     Args:
       scores: positive scores in descending order.
-      temperature: 0 takes the best.
+      temperature: 0, or next to it, takes the best.
       seed: of the draw.
       among: how many of the best can be drawn.
     """
-    if temperature == 0:
+    if temperature < _COLDEST:
         return 0
     logits = np.log(np.maximum(scores[:among], 1e-9)) / temperature
     probs = np.exp(logits - logits.max())

@@ -1,6 +1,7 @@
 """What a chat says, and why."""
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,19 @@ class Reply:
         best = self.candidates[0]
         parts = [f"{k} {v:+.2f}" for k, v in best.terms.items() if abs(v) >= 0.005]
         return f"{' '.join(parts)}; nearest stored question: {best.question!r}"
+
+
+def as_dict(reply: Reply) -> dict[str, Any]:
+    """A reply as plain data, as programs read it; numbers to six decimals."""
+    return _rounded(dataclasses.asdict(reply))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ of the text.
 """
 
 import hashlib
+import itertools
 import re
 
 from prefchat_jax.text.sentences import Span, code_spans, sentence_spans
@@ -171,12 +172,7 @@ def _needs(text: str, this: Span, following: Span) -> bool:
 
 def _inline_items(text: str) -> list[str] | None:
     """The items "1. ... 2. ... 3. ..." of a line in the order of their numbers."""
-    code = code_spans(text)
-    marks = [
-        match
-        for match in _INLINE.finditer(text)
-        if not any(a <= match.start() < b for a, b in code)
-    ]
+    marks = list(_INLINE.finditer(_without_code(text)))
     numbers = [int(match[1]) for match in marks]
     if len(marks) < 2 or sorted(numbers) != list(range(1, len(marks) + 1)):
         return None
@@ -188,6 +184,15 @@ def _inline_items(text: str) -> list[str] | None:
     items = [item for _, item in sorted(zip(numbers, items, strict=True))]
     head = text[: edges[0]].strip()
     return [head, *items] if head else items
+
+
+def _without_code(text: str) -> str:
+    """The text with a backtick for each character of its code."""
+    edges = [0, *(edge for span in code_spans(text) for edge in span), len(text)]
+    pairs = itertools.pairwise(edges)
+    return "".join(
+        "`" * (b - a) if i % 2 else text[a:b] for i, (a, b) in enumerate(pairs)
+    )
 
 
 def _rank(sentence: str) -> int | None:

@@ -202,11 +202,12 @@ def unregister_style(name: str) -> None:
 def infer_style(message: str) -> str:
     """The name of the style that a message asks for, or `balanced`."""
     known = _registered
-    searched = [entry for name, entry in known.items() if name not in STYLES]
-    if cues.may_ask(message):
-        searched += [known[name] for name in ("concise", "creative", "analyst")]
-    for style, pattern in searched:
-        if pattern is not None and pattern.search(message):
+    read = cues.edges(message)
+    asked = ("concise", "creative", "analyst") if cues.may_ask(read) else ()
+    searched = [(known[name], message) for name in known if name not in STYLES]
+    searched += [(known[name], read) for name in asked]
+    for (style, pattern), text in searched:
+        if pattern is not None and pattern.search(text):
             return style.name
     return "balanced"
 

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TextIO
 
-from prefchat_jax.chat.reply import Explanation, Reply
+from prefchat_jax.chat.reply import Explanation, Reply, as_dict
 from prefchat_jax.cli.commands import Quit, is_command, run_command
 from prefchat_jax.cli.conversation import Conversation
 from prefchat_jax.errors import UserError
@@ -52,30 +52,6 @@ def answer_lines(
         _let_go(target)
 
 
-def as_object(reply: Reply) -> dict:
-    """What `--json` prints of a reply."""
-    return {
-        "text": reply.text,
-        "bucket": reply.bucket,
-        "confidence": round(reply.confidence, 6),
-        "abstained": reply.abstained,
-        "style": reply.style,
-        "buckets": {name: round(p, 6) for name, p in reply.buckets.items()},
-        "candidates": [
-            {
-                "id": found.id,
-                "response": found.response,
-                "question": found.question,
-                "bucket": found.bucket,
-                "score": round(found.score, 6),
-                "terms": {name: round(v, 6) for name, v in found.terms.items()},
-            }
-            for found in reply.candidates
-        ],
-        "milliseconds": round(reply.milliseconds, 3),
-    }
-
-
 def why_line(reply: Reply) -> str:
     """What a reply rests on, in one line."""
     return (
@@ -85,7 +61,7 @@ def why_line(reply: Reply) -> str:
 
 
 def _json(conversation: Conversation, text: str) -> str:
-    return json.dumps(as_object(conversation.say(text)))
+    return json.dumps(as_dict(conversation.say(text)))
 
 
 def _plain(conversation: Conversation, text: str) -> str | None:

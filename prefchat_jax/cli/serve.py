@@ -15,7 +15,6 @@ from prefchat_jax.serving.config import ServerSettings
 from prefchat_jax.training.run_directory import RunDirectory
 
 _KEY = "PREFCHAT_API_KEY"
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         Chat.load(run, database=given.llm_db, settings=chosen) as chat,
     ):
         line = welcome(server.address(sock), len(chat), settings)
-        if settings.api_key is None and given.host not in _LOCAL:
+        if settings.api_key is None and not settings.is_local:
             line += " (anyone who reaches this address may ask: set --api_key)"
         output().print(line, highlight=False, markup=False, soft_wrap=True)
         server.run(app.make_app(chat, settings), sock, timeout=given.timeout)
@@ -94,6 +93,7 @@ def server_settings(given: ServeFlags, run: pathlib.Path) -> ServerSettings:
         # Names of files may hold what UTF-8 cannot say.
         model=run.name.encode("utf-8", "replace").decode() or "run",
         created=int((run / "config.json").stat().st_mtime),
+        host=given.host,
         api_key=key,
         cors_origin=given.cors_origin,
         max_request_bytes=given.max_request_bytes,

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefchat_jax.chat.reply import Reply
+from prefchat_jax.chat.reply import Reply, as_dict
 from prefchat_jax.serving.wire import encode
 from prefchat_jax.text.dialogue import Turn
 
@@ -62,24 +62,7 @@ def usage(turns: Sequence[Turn], reply: Reply) -> Json:
 
 def explained(reply: Reply) -> Json:
     """The reasons of a reply, which stand beside OpenAI's fields."""
-    return {
-        "bucket": reply.bucket,
-        "confidence": reply.confidence,
-        "abstained": reply.abstained,
-        "style": reply.style,
-        "buckets": reply.buckets,
-        "milliseconds": reply.milliseconds,
-        "candidates": [
-            {
-                "response": candidate.response,
-                "question": candidate.question,
-                "bucket": candidate.bucket,
-                "score": candidate.score,
-                "terms": candidate.terms,
-            }
-            for candidate in reply.candidates
-        ],
-    }
+    return {name: value for name, value in as_dict(reply).items() if name != "text"}
 
 
 def listed(model: str, created: int) -> Json:

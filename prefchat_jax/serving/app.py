@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from prefchat_jax.chat.reply import Reply
 from prefchat_jax.chat.session import Chat
+from prefchat_jax.chat.styles import style_names
 from prefchat_jax.serving import guard, metrics, wire
 from prefchat_jax.serving.answers import completion, listed, stream
 from prefchat_jax.serving.batching import Batcher, Manner, Overloaded
@@ -35,7 +36,6 @@ from prefchat_jax.serving.wire import (
 from prefchat_jax.text.dialogue import Turn
 
 _COUNT_SECONDS = 2.0
-_COLDEST = 1e-6  # Below it a draw is the best reply.
 _SEEDS = 2**64
 
 
@@ -52,6 +52,7 @@ def make_app(chat: Chat, settings: ServerSettings) -> Starlette:
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
     )
+    named = settings.is_local and settings.api_key is None
     return Starlette(
         routes=[
             Route(guard.COMPLETIONS, service.complete, methods=["POST"]),
@@ -65,6 +66,7 @@ def make_app(chat: Chat, settings: ServerSettings) -> Starlette:
         middleware=[
             Middleware(guard.Measured, metrics=service.metrics),
             *([cors] if settings.cors_origin else []),
+            *([Middleware(guard.Named)] if named else []),
             Middleware(guard.Authorized, api_key=settings.api_key),
         ],
         exception_handlers={
@@ -183,8 +185,8 @@ class Service:
         style = self._settings.style_mode if given.style is None else given.style
         creativity = given.creativity
         temperature = asked.temperature or 0.0
-        if temperature < _COLDEST:
-            temperature, seed = 0.0, 0  # No draw, so that all seeds are one batch.
+        if temperature == 0:
+            seed = 0  # No draw, so that all seeds are one batch.
         elif asked.seed is None:
             seed = secrets.randbits(64)
         else:
@@ -221,7 +223,14 @@ class Service:
         return await loop.run_in_executor(self._files, work, *arguments)
 
     def _model(self) -> dict[str, Any]:
-        return listed(self._settings.model, self._settings.created)
+        """The model, and what a request may leave out of `prefchat`."""
+        settings = self._settings
+        manner = {
+            "style": settings.style_mode,
+            "creativity": settings.creativity,
+            "styles": ["auto", *style_names()],
+        }
+        return listed(settings.model, settings.created) | {"prefchat": manner}
 
     def _no_model(self, name: str | None) -> ApiError:
         return ApiError(

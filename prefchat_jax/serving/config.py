@@ -1,6 +1,7 @@
 """What a server is told at its start."""
 
 import dataclasses
+import ipaddress
 import math
 import pathlib
 import re
@@ -18,6 +19,8 @@ class ServerSettings:
     Attributes:
       model: name that clients see.
       created: seconds since 1970 at which the model was made.
+      host: where it listens. At a loopback address without a key, only requests to
+        localhost or to an address are answered.
       api_key: what clients must send; None asks for nothing.
       cors_origin: web pages of other hosts that may ask, as `https://host[:port]`,
         or `*` for all.
@@ -32,6 +35,7 @@ class ServerSettings:
 
     model: str
     created: int = 0
+    host: str = "0.0.0.0"
     api_key: str | None = None
     cors_origin: tuple[str, ...] = ()
     max_request_bytes: int = 2**18
@@ -64,3 +68,18 @@ class ServerSettings:
                 "api_key: must be visible ASCII characters without spaces, and not "
                 "empty (it may come from PREFCHAT_API_KEY)."
             )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        address = address_of(self.host)
+        return address is not None and address.is_loopback
+
+
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is without asking anyone; None for other names."""
+    name = host.strip("[]").lower()
+    try:
+        return ipaddress.ip_address("127.0.0.1" if name == "localhost" else name)
+    except ValueError:
+        return None

@@ -5,12 +5,14 @@ Plain ASGI, so that nothing is buffered between the server and the routes.
 
 import asyncio
 import hmac
+import re
 import time
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prefchat_jax.serving.config import address_of
 from prefchat_jax.serving.metrics import Metrics
 from prefchat_jax.serving.wire import ApiError
 
@@ -22,6 +24,7 @@ METRICS = "/metrics"
 PAGE = "/"
 _ROUTES = {COMPLETIONS, MODELS, FEEDBACK, HEALTH, METRICS, PAGE}
 _OPEN = {HEALTH, PAGE}  # Neither tells what is stored.
+_PORT = re.compile(r":\d*$")  # Behind a host.
 
 
 class Measured:
@@ -83,6 +86,33 @@ class Authorized:
         scheme, _, key = given.partition(b" ")
         same = hmac.compare_digest(key.strip(), self._expected)
         return same and scheme.lower() == b"bearer"
+
+
+class Named:
+    """Answers only who asks this machine by its address, or as localhost.
+
+    A page of another host can have its own name resolved to this machine (DNS
+    rebinding) and would then read answers as if they were its own. Under an address
+    nobody else has a page.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        headers = dict(scope.get("headers", ()))  # HTTP/1.0 needs no host.
+        given = headers.get(b"host", b"localhost").decode("latin-1")
+        if scope["type"] == "http" and address_of(_PORT.sub("", given)) is None:
+            error = ApiError(
+                421,
+                f"Host {given[:80]!r} is no name of this server: use localhost or an "
+                "address, let a proxy send `Host: localhost`, or set --api_key.",
+                code="wrong_host",
+            )
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 async def read_json(request: Request, *, limit: int, timeout: float) -> bytes:

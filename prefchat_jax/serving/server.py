@@ -11,8 +11,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from prefchat_jax.errors import UserError
+from prefchat_jax.serving.connection import prompt_protocol
 
 _KEEP_ALIVE = 75  # Seconds; clients that pool connections give them up before.
+_CONNECTIONS = 1000  # At once; the next get 503. A process may open about 1024 files.
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -49,7 +51,10 @@ def address(sock: socket.socket) -> str:
 
 
 def make_server(app: Starlette, *, timeout: float) -> uvicorn.Server:
-    """A server whose end waits for what is in flight, at most `timeout` twice."""
+    """A server whose end waits for what is in flight, at most `timeout` twice.
+
+    The head of a request must arrive within `timeout`, as its body must.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -58,7 +63,8 @@ def make_server(app: Starlette, *, timeout: float) -> uvicorn.Server:
             lifespan="on",
             ws="none",
             loop="asyncio",
-            http="h11",
+            http=prompt_protocol(timeout),
+            limit_concurrency=_CONNECTIONS,
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,

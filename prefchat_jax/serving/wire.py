@@ -1,7 +1,8 @@
 """The wire: what clients send, what they get, and how errors look.
 
 Requests and answers have the form of OpenAI's chat completions. Fields that are
-not named here are ignored; those that are must have their type.
+not named here are ignored, except in our own `prefchat`; those that are must have
+their type.
 """
 
 import re
@@ -14,6 +15,8 @@ from prefchat_jax.chat.styles import style_names
 from prefchat_jax.text.dialogue import ROLE_NAMES, Turn
 
 T = TypeVar("T")
+# What msgspec says, and where; a key that it quotes may hold anything.
+_INVALID = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
 
 
 class ApiError(Exception):
@@ -71,8 +74,8 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class Manner(Struct):
-    """The request's own extension: how to answer."""
+class Manner(Struct, forbid_unknown_fields=True):
+    """The request's own extension: how to answer. Nobody else's fields are in it."""
 
     style: str | None = None
     creativity: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -110,16 +113,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        missing = re.search("missing required field `(.*)`", message)
-        place = path.rstrip("`").lstrip(".")
-        param = ".".join(filter(None, [place, missing[1] if missing else ""])) or None
-        raise ApiError(
-            400,
-            f"{param or 'The body'}: {message}.",
-            param=param,
-            code="missing_required_parameter" if missing else "invalid_type",
-        ) from None
+        raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(
             400, f"The body is not valid JSON: {error}.", code="invalid_json"
@@ -168,6 +162,29 @@ def check_style(name: str) -> str:
             code="invalid_value",
         )
     return name
+
+
+def _invalid(error: str) -> ApiError:
+    """What msgspec says of a field, with its place in front."""
+    found = _INVALID.fullmatch(error)
+    assert found is not None  # It matches everything.
+    message, place = found[1], (found[2] or "").lstrip(".")
+    if unknown := re.search("unknown field `(.*)`", message, re.DOTALL):
+        name, known = unknown[1][:40], ", ".join(Manner.__struct_fields__)
+        return ApiError(
+            400,
+            f"{place}: {name!r} is unknown: use {known}.",
+            param=f"{place}.{name}",
+            code="unknown_parameter",
+        )
+    missing = re.search("missing required field `(.*)`", message)
+    param = ".".join(filter(None, [place, missing[1] if missing else ""])) or None
+    return ApiError(
+        400,
+        f"{param or 'The body'}: {message}.",
+        param=param,
+        code="missing_required_parameter" if missing else "invalid_type",
+    )
 
 
 def _text(content: str | list[Part], number: int) -> str:

@@ -194,7 +194,7 @@ def _full_stop(text: str, start: int, stop: int, following: str) -> bool:
         return True
     word = pieces[-1].lstrip("(\"'[“‘«*_")
     lowered, opens = word.lower(), following.lower() in _OPENERS
-    if len(text[start:stop].strip()) <= 2 and re.fullmatch(r"\d{1,2}|[a-z]", word):
+    if len(before.strip()) <= 2 and re.fullmatch(r"\d{1,2}|[a-z]", word):
         return False  # "1. First ..."
     if lowered in _BEFORE_NAMES:
         return not following
