@@ -292,7 +292,7 @@ def test_index_says_which_rows_hold_nothing(own_run, tmp_path, capsys):
     path = tmp_path / "more.jsonl"
     path.write_text('{"user": "got umbrellas", "assistant": "Yes."}\n{"id": 1}\n')
     notes = _index(own_run, capsys, "--data", path)[1].splitlines()[:-1]
-    assert len(notes) == 1 and "1 rows left out: " in notes[0]
+    assert len(notes) == 1 and "1 row left out: " in notes[0]
     assert "more.jsonl:2" in notes[0]
 
 
@@ -385,10 +385,10 @@ def _soak(own_run, seconds, threads=8):
         assert not failed, failed[0]
         chat.store.check()
         assert len(chat) == len(chat.store)
-        before = chat.reply("where is my parcel 3").candidates
+        before = {entry.id for entry in chat.store.get(range(1, 9999))}
     with Chat.load(own_run, settings=ChatSettings(min_confidence=0.0)) as chat:
-        after = chat.reply("where is my parcel 3").candidates
-    assert {c.response for c in after} == {c.response for c in before}
+        assert {entry.id for entry in chat.store.get(range(1, 9999))} == before
+        assert chat.reply("where is my parcel 3").bucket == "parcel"
     assert written > 5 and min(replies) > 0
     return written, sum(replies)
 
