@@ -22,6 +22,7 @@ def index(
     weights: str | os.PathLike,
     paths: Sequence[str | os.PathLike],
     *,
+    examples: Sequence[Example] = (),
     database: str | os.PathLike | None = None,
 ) -> tuple[int, int]:
     """Adds the rows of JSONL files to a store, and builds it if there is none.
@@ -31,7 +32,8 @@ def index(
 
     Args:
       weights: run directory.
-      paths: JSONL files, plain or .gz.
+      paths: JSONL files, plain or .gz; none if there are only examples.
+      examples: more rows, from elsewhere.
       database: the store; the run's own if None.
 
     Returns:
@@ -45,13 +47,15 @@ def index(
     if run.config()["labels_given"]:  # Clusters have numbers of their own.
         buckets = run.read_json("labels.json")
         number = {str(bucket["label"]): i for i, bucket in enumerate(buckets)}
+    read = read_records(paths).examples if paths else []
     rows = [
         (example, number.get(str(example.label), NO_BUCKET))
-        for example in read_records(paths).examples
+        for example in (*read, *examples)
         if example.response
     ]
     if not rows:
-        raise UserError(f"{', '.join(map(str, paths))}: no row has a reply to store.")
+        where = ", ".join(map(str, paths)) or "The rows"
+        raise UserError(f"{where}: no row has a reply to store.")
     if not path.exists():
         build_store(path, inference, rows)
     else:
