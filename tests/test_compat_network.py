@@ -1,5 +1,6 @@
 """The reference's network: its own logits to 1e-5, from its own files."""
 
+import json
 import pickle
 import zipfile
 
@@ -10,6 +11,7 @@ import pytest
 from prefchat_jax import inference
 from prefchat_jax.compat import champion, pth, tensors
 from prefchat_jax.errors import UserError
+from prefchat_jax.training.parameters import flatten
 
 HEADS = {
     "base": "reference_base",
@@ -63,6 +65,31 @@ def test_the_output_of_every_layer(shared):
                 # Layer 4 adds numbers of some 10,000.
                 atol = 1e-6 * max(np.abs(expected).max(), 10)
                 np.testing.assert_allclose(output, expected, rtol=1e-6, atol=atol)
+
+
+def test_the_gradients_of_the_reference(shared):
+    """Norms by tensor, so that training goes on as there; one step, as it trains."""
+    path = shared / "fixtures" / "xxlarge.pth"
+    head, params = tensors.to_params(pth.read_state(path), str(path))
+    with np.load(shared / "fixtures" / "xxlarge_io.npz") as arrays:
+        x = arrays["x1"]
+
+    def loss(params):
+        log_probs = jax.nn.log_softmax(champion.logits(params, x)[:, 0])
+        return -log_probs[np.arange(8), np.arange(8)].mean()
+
+    grads = flatten(jax.jit(jax.grad(loss))(params))
+    info = json.loads((shared / "fixtures" / "xxlarge_info.json").read_text())
+    norms = info["ce_grad_norms_f64_x1_labels_arange8"]
+    paths = {name: row[0] for name, row in tensors.expected_tensors(head).items()}
+    assert norms.keys() == paths.keys()
+    for name, norm in norms.items():
+        parent, _, last = paths[name].rpartition(".")
+        grad = (
+            grads[parent][int(last)] if parent == "head.scales" else grads[paths[name]]
+        )
+        found = np.linalg.norm(grad)
+        assert found == pytest.approx(norm or 0, rel=1e-3, abs=1e-6), name
 
 
 def test_a_pth_holds_what_the_npz_does(shared):
