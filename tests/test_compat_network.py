@@ -257,7 +257,7 @@ def test_a_tensor_stays_within_its_storage():
 
 
 def test_a_file_that_torch_writes(tmp_path, state):
-    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    torch = pytest.importorskip("torch", reason="needs torch")
     path = tmp_path / "file.pth"
     weights = {name: torch.tensor(array) for name, array in state.items()}
     square = "layers.9.weight"
