@@ -42,6 +42,7 @@ def index(
     weights: str | os.PathLike,
     paths: Sequence[str | os.PathLike],
     *,
+    examples: Sequence[Example] = (),
     database: str | os.PathLike | None = None,
 ) -> Indexed:
     """Adds the rows of JSONL files to a store, and builds it if there is none.
@@ -52,17 +53,20 @@ def index(
 
     Args:
       weights: run directory.
-      paths: JSONL files, plain or .gz.
+      paths: JSONL files, plain or .gz; none if there are only examples.
+      examples: more rows, from elsewhere.
       database: the store; the run's own if None.
 
     Raises:
       UserError: a file cannot be read, or no row has a reply.
     """
     run, inference, path = _opened(weights, database)
-    records = read_records(paths)
-    examples = [example for example in records.examples if example.response]
+    records = read_records(paths) if paths else None
+    read = records.examples if records else ()
+    examples = [example for example in (*read, *examples) if example.response]
     if not examples:
-        raise UserError(f"{', '.join(map(str, paths))}: no row has a reply to store.")
+        where = ", ".join(map(str, paths)) or "The rows"
+        raise UserError(f"{where}: no row has a reply to store.")
     # A label None is none, also where a bucket is called "None".
     labels = _labels(run)
     numbers = {None: NO_BUCKET} | {
@@ -81,7 +85,10 @@ def index(
         build_store(path, inference, _joined(rows, lambda _: []))
     with open_store(path, inference) as store:
         total = len(store)
-    new, notes = total - before, (records.notice(), _unknown(examples, labels))
+    new, notes = (
+        total - before,
+        (records and records.notice(), _unknown(examples, labels)),
+    )
     return Indexed(new, len(rows) - new, total, [note for note in notes if note])
 
 

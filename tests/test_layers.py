@@ -28,6 +28,7 @@ LAYERS = [
     "calibration",
     "finetune",
     "smalltalk",
+    "compat",
     "cli",
 ]
 PACKAGE = pathlib.Path(prefchat_jax.__file__).parent

@@ -24,6 +24,8 @@ class IndexFlags:
     """JSONL rows with a reply to add."""
     data_manifest: str | None = None
     """JSON list of files, instead of --data or beside it."""
+    from_db: str | None = None
+    """Database of replies of the PyTorch reference, instead of --data or beside it."""
     llm_db: str | None = None
     """Database to change or build [the run's own]."""
     delete: tuple[int, ...] = ()
@@ -53,22 +55,28 @@ def main(argv: Sequence[str]) -> None:
     say = lambda text: output().out(text, highlight=False)
     run, where = given.weights, {"database": given.llm_db}
     removes = bool(given.delete) or given.delete_response is not None
-    paths = []
+    paths, examples = [], []
     if given.data or given.data_manifest:
         paths = corpus_paths(given.data, given.data_manifest)
-    elif not (removes or given.check or given.stats or given.search):
+    elif not (removes or given.check or given.stats or given.search or given.from_db):
         raise UserError(
-            "--data is missing: give a JSONL corpus to add, or one of --search, "
-            "--delete, --delete_response, --check and --stats."
+            "--data is missing: give a JSONL corpus to add, or one of --from_db, "
+            "--search, --delete, --delete_response, --check and --stats."
         )
+    if given.from_db:
+        from prefchat_jax.compat.database import read_examples
+
+        examples = read_examples(given.from_db)
+        if not examples:
+            raise UserError(f"--from_db {given.from_db} has no row with a reply.")
     if removes:
         replies = [] if given.delete_response is None else [given.delete_response]
         removed, total = indexing.delete(
             run, ids=given.delete, responses=replies, **where
         )
         say(f"{removed} entries removed, {total} answers stored")
-    if paths:
-        done = indexing.index(run, paths, **where)
+    if paths or examples:
+        done = indexing.index(run, paths, examples=examples, **where)
         for note in done.notes:
             say(f"note: {note}")
         again = f"{done.again} were there already"
