@@ -87,7 +87,7 @@ def index(
         total = len(store)
     new, notes = (
         total - before,
-        (records and records.notice(), _unknown(examples, labels)),
+        (records.notice() if records else "", _unknown(examples, labels)),
     )
     return Indexed(new, len(rows) - new, total, [note for note in notes if note])
 

@@ -63,7 +63,7 @@ def test_chat_gives_what_was_stored(run, tmp_path, capsys):
     )
     before = path.read_bytes()
     assert main(["index", "--weights", str(own), "--from_db", str(path)]) == 0
-    assert "3 rows added, 29 answers stored" in capsys.readouterr().out
+    assert "29 answers stored" in capsys.readouterr().out
     assert path.read_bytes() == before
     with Chat.load(own) as chat:
         reply = chat.reply("do you sell umbrellas", style="balanced")
