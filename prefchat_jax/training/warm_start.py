@@ -170,9 +170,9 @@ def _places(
 
 
 def _misfit(path: str, theirs: np.ndarray, ours: np.ndarray | None) -> UserError:
-    here = "not there" if ours is None else str(list(ours.shape))
+    here = "is missing" if ours is None else f"would be {list(ours.shape)}"
     return UserError(
-        f"--weights: {path} is {list(theirs.shape)} in that run and would be {here} in "
-        "this one: a warm start makes nothing smaller. Leave --model_size, the "
-        "--..._dim flags and --scorer_width out to keep its shape."
+        f"--weights: {path} is {list(theirs.shape)} in that run and {here} in this "
+        "one: a warm start makes nothing smaller. Leave --model_size, the --..._dim "
+        "flags and --scorer_width out to keep its shape."
     )
