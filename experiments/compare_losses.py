@@ -57,7 +57,7 @@ class Config:
     epochs: int | None = None
     val_split: float = 0.1
     pref_weight: float = 0.2
-    model_size: ModelSize = "large"
+    model_size: ModelSize | None = None
 
 
 class Judged(NamedTuple):

@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-
 import prefchat_jax
 from prefchat_jax.calibration import Refused, measure_chat, measure_refused
 from prefchat_jax.chat.config import Calibration
@@ -14,12 +12,12 @@ from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
 from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.inference import Inference
-from prefchat_jax.models.classifier import ModelConfig, Params, init_params
+from prefchat_jax.models.classifier import Params
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.text.features import HASH_VERSION
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import fingerprint, load_model
-from prefchat_jax.training.config import BRANCH_WIDTHS, FinetuneConfig
+from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names, load_corpus
 from prefchat_jax.training.loop import Fit, Progress, fit
 from prefchat_jax.training.recipe import make_plan, make_recipe
@@ -30,7 +28,15 @@ from prefchat_jax.training.run_directory import (
     write_json,
 )
 from prefchat_jax.training.scorer_run import ScorerStart, scorer_start, train_scorer
+from prefchat_jax.training.start import (
+    initial_params,
+    load_source,
+    model_shape,
+    show_parts,
+    show_report,
+)
 from prefchat_jax.training.steps import Recipe, Rows, predict
+from prefchat_jax.training.warm_start import Report
 
 
 class Result(NamedTuple):
@@ -48,6 +54,9 @@ class Silent:
 
     def notice(self, text: str) -> None:
         """A line that the user should know."""
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """What training starts from."""
 
     def stage(self, name: str) -> None:
         """What trains from now on."""
@@ -68,8 +77,10 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     start = time.perf_counter()
     run = start_run(config)
     corpus = load_corpus(config, progress)
-    recipe, loop = make_recipe(config, corpus, progress)
-    params = _initial_params(config, recipe.model, corpus)
+    source = load_source(config)
+    model = model_shape(config, corpus, source)
+    recipe, loop = make_recipe(config, model, corpus, progress)
+    params, report = initial_params(config, model, corpus, source)
     corpus = corpus._replace(
         train=_with_reference(config, recipe, params, corpus.train, progress)
     )
@@ -80,7 +91,11 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     with run.alone():
         if not config.resume:
             RunDirectory.create(run.path)  # Another may have finished meanwhile.
-            _write_description(run, config, corpus, recipe, scorer, start_hash)
+            if report is not None:
+                report = report.with_scorer(() if scorer is None else scorer.paths)
+                show_report(report, config, progress)
+            _write_description(run, config, corpus, recipe, scorer, start_hash, report)
+        show_parts(recipe, params, scorer, progress)
         scorer_params = train_scorer(config, scorer, progress)
         progress.stage("training")
         result = fit(
@@ -141,7 +156,10 @@ def _with_reference(
     train: Rows,
     progress: Progress,
 ) -> Rows:
-    """The rows with the logits of the frozen start, if the objective wants them."""
+    """The rows with the logits of the frozen start, if the objective wants them.
+
+    On the buckets of --weights these are its own, on others near 0.
+    """
     row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
     if not row.reference or config.pref_weight == 0:
         return train
@@ -155,57 +173,6 @@ def _with_reference(
     return train._replace(ref_logits=logits)
 
 
-def _initial_params(
-    config: FinetuneConfig, model: ModelConfig, corpus: Corpus
-) -> Params:
-    if not config.weights:
-        return init_params(model, jax.random.fold_in(jax.random.key(config.seed), 1))
-    source = RunDirectory.open(config.weights)
-    shape, params = load_model(source)
-    if shape.branch_widths != model.branch_widths:
-        raise UserError(
-            f"{_branch_flags(model.branch_widths)}: --weights {config.weights} was "
-            f"trained with {_branch_flags(shape.branch_widths)}: give the same."
-        )
-    theirs = dataclasses.asdict(shape) | {"labels": _labels(source)}
-    ours = dataclasses.asdict(model) | {"labels": list(corpus.labelled.buckets.labels)}
-    changes = [
-        f"{name} {_short(theirs[name])} there, {_short(value)} here"
-        for name, value in ours.items()
-        if theirs[name] != value
-    ]
-    if changes:
-        raise UserError(
-            f"--weights {config.weights} has another shape: {'; '.join(changes)}."
-        )
-    return params
-
-
-def _branch_flags(widths: Sequence[int]) -> str:
-    """The flags that give these branches: the size, and what differs from its own."""
-    size, usual = next(
-        (size, usual)
-        for size, usual in BRANCH_WIDTHS.items()
-        if len(usual) == len(widths)
-    )
-    names = ("expansion_dim", "extra_expansion_dim", "third_expansion_dim")
-    flags = [
-        f" --{name} {width}"
-        for name, width, default in zip(names, widths, usual, strict=False)
-        if width != default
-    ]
-    return f"--model_size {size}{''.join(flags)}"
-
-
-def _labels(run: RunDirectory) -> list[str | int]:
-    return [bucket["label"] for bucket in run.buckets()]
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _write_description(
     run: RunDirectory,
     config: FinetuneConfig,
@@ -213,6 +180,7 @@ def _write_description(
     recipe: Recipe,
     scorer: ScorerStart | None,
     start_hash: str | None,
+    report: Report | None,
 ) -> None:
     buckets = corpus.labelled.buckets
     names = bucket_names(corpus)
@@ -220,6 +188,9 @@ def _write_description(
         "labels.json",
         [{"label": label, "name": names[i]} for i, label in enumerate(buckets.labels)],
     )
+    if report is not None:
+        taken = {"weights": config.weights} | dataclasses.asdict(report)
+        run.write_json("warm_start.json", taken)
     run.write_features(corpus.featurizer)
     run.write_json(
         "config.json",

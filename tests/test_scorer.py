@@ -371,7 +371,9 @@ def test_weights_start_at_the_scorer_of_the_source(run, corpus_path, tmp_path):
     assert not _equal(moved, source[1])
     np.testing.assert_allclose(moved["table"], source[1]["table"], atol=1e-6)
     wide = quick(corpus_path, tmp_path / "wide", scorer_width=32, **start)
-    with pytest.raises(UserError, match="--scorer_width 32: the scorer of --weights"):
+    with pytest.raises(
+        UserError, match=r"scorer\.context\.down\.bias is \[128\].*\[32\]"
+    ):
         finetune(wide)
 
 

@@ -10,7 +10,7 @@ from benchmarks import datasets as builder_benchmark
 from benchmarks import losses as benchmark
 from benchmarks import retrieval as retrieval_benchmark
 from benchmarks import serving as serving_benchmark
-from experiments import cleaning, compare_losses, stages
+from experiments import cleaning, compare_losses, stages, warm_start
 from prefchat_jax.building.filters import Limits, exchange_of, objection
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
@@ -41,6 +41,16 @@ def test_compare_losses_prints_a_row_for_each_variant(corpus_path):
     assert {"careful", "careless"} <= set(rows[-1]["reliability"])
     with pytest.raises(UserError, match="--flip needs --val"):
         compare_losses.run(dataclasses.replace(config, val=None))
+
+
+def test_a_warm_start_is_compared_with_none(run, corpus_path, monkeypatch):
+    weights, data = str(run.run.path), str(corpus_path)
+    small = {"model_size": "base", "epochs": 3}
+    variants = {"from scratch": small, "warm": small | {"weights": weights}}
+    monkeypatch.setattr(warm_start, "variants", lambda weights: variants)
+    scratch, warm = warm_start.run(weights, data, data, seeds=1)
+    assert scratch["epochs_to_scratch"][0] >= warm["epochs_to_scratch"][0] == 1
+    assert warm["start_off"] < 1e-5 and warm["loss"][0] < scratch["loss"][0]
 
 
 def test_the_benchmark_times_every_variant(capsys):

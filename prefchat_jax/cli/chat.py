@@ -13,6 +13,7 @@ from prefchat_jax.cli import flags
 from prefchat_jax.cli.conversation import Conversation
 from prefchat_jax.cli.piped import answer_lines
 from prefchat_jax.errors import UserError
+from prefchat_jax.training.config import BRANCH_WIDTHS
 from prefchat_jax.training.run_directory import RunDirectory, read_json
 
 
@@ -134,10 +135,9 @@ def open_conversation(
 def check_shape(given: ChatFlags) -> None:
     """Raises `UserError` where flags or --meta disagree with the run."""
     config = RunDirectory.open(given.weights).config()
-    trained = config["finetune"]
     widths = dict(enumerate(config["model"]["branch_widths"]))
     expected = {
-        "model_size": trained["model_size"],
+        "model_size": list(BRANCH_WIDTHS)[len(widths)],
         "expansion_dim": widths.get(0),
         "extra_expansion_dim": widths.get(1),
         "third_expansion_dim": widths.get(2),

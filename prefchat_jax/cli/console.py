@@ -21,7 +21,7 @@ class TrainingProgress:
 
     Args:
       console: where to.
-      epochs: whether each epoch leaves a line.
+      epochs: whether each epoch leaves a line, and what it starts from a table.
     """
 
     def __init__(self, console: Console, *, epochs: bool = True):
@@ -47,6 +47,23 @@ class TrainingProgress:
         self._console.print(
             f"note: {text}", highlight=False, soft_wrap=True, markup=False
         )
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """What training starts from: a table in a terminal, elsewhere lines."""
+        if not self._epochs:
+            return
+        if self._console.is_terminal:
+            self._console.print(table(title, columns, rows))
+            return
+        for row in rows:
+            cells = zip(columns[1:], row[1:], strict=True)
+            figures = ", ".join(f"{name} {cell}" for name, cell in cells if cell)
+            self._console.print(
+                f"{title}: {row[0]}: {figures}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
 
     def stage(self, name: str) -> None:
         """What trains from now on: the bar says so, and starts again."""

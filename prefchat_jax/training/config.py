@@ -31,7 +31,7 @@ class FinetuneConfig:
     meta: str | None = None
     """Also write the run's metadata to this JSON file."""
     weights: str | None = None
-    """Start from this run, of the same shape; it is also the reference policy."""
+    """Start from this run, grown where it is smaller; also the reference policy."""
     train_all: bool = False
     """With --weights: train everything, not only the head and the final norm."""
     resume: bool = False
@@ -50,8 +50,8 @@ class FinetuneConfig:
     balanced_sampler: bool = False
     """Draw rows with replacement, all classes equally often."""
 
-    model_size: ModelSize = "large"
-    """0, 1, 2 or 3 adapter branches on the head."""
+    model_size: ModelSize | None = None
+    """0, 1, 2 or 3 adapter branches on the head [large, or as --weights]."""
     expansion_dim: int | None = None
     """Hidden units of the first branch [large 512, xlarge 768, xxlarge 1024]."""
     extra_expansion_dim: int | None = None
@@ -119,8 +119,8 @@ class FinetuneConfig:
 
     scorer_epochs: int | None = None
     """Passes of the response scorer [as many as 1,500 steps need, 1 to 8]; 0 none."""
-    scorer_width: int = 128
-    """Size of the scorer's vectors."""
+    scorer_width: int | None = None
+    """Size of the scorer's vectors [128, or as --weights]."""
     scorer_batch_size: int | None = None
     """Rows whose replies compete [512; less for a corpus of under 8,192 rows]."""
     scorer_lr: float = 1e-2
@@ -150,7 +150,8 @@ class FinetuneConfig:
         )
         at_least_one = ("epochs", "batch_size", "grad_accum_steps", "pref_group_size")
         _check_range(self, 1, math.inf, *at_least_one, "max_candidates_per_bucket")
-        _check_range(self, 1, math.inf, "scorer_width")
+        _check_range(self, 1, math.inf, "scorer_width", "expansion_dim")
+        _check_range(self, 1, math.inf, "extra_expansion_dim", "third_expansion_dim")
         _check_range(self, 2, math.inf, "num_buckets", "scorer_batch_size")
         _check_range(self, 1e-12, math.inf, "lr", "scorer_lr", "pref_beta")
         _check_range(self, 0, math.inf, "pref_margin", "false_negative_margin")
@@ -158,13 +159,27 @@ class FinetuneConfig:
         _check_range(self, 0, 2**31 - 1, "seed")
         self._check_objective()
         self._check_noise()
-        self.branch_widths()
+        if self.model_size or not self.weights:
+            self.branch_widths()
         if self.disable_ema_eval and self.ema_decay == 0:
             raise UserError("--disable_ema_eval needs --ema_decay above 0.")
 
-    def branch_widths(self) -> tuple[int, ...]:
-        """Hidden units of the branches: the size's own, or as the flags say."""
-        widths = BRANCH_WIDTHS[self.model_size]
+    def branch_widths(self, source: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Hidden units of the branches: as the flags say, or else the size's own.
+
+        Args:
+          source: the branches of --weights, which stay as wide as they are, and are
+            all there is without a size.
+
+        Raises:
+          UserError: a width is wrong, or for a branch that is not there.
+        """
+        if self.weights and not self.model_size:
+            widths, which = source, f"--weights {self.weights}"
+        else:
+            size = self.model_size or "large"
+            pairs = zip(BRANCH_WIDTHS[size], (*source, 0, 0, 0), strict=False)
+            widths, which = tuple(map(max, pairs)), f"--model_size {size}"
         given = {
             "expansion_dim": self.expansion_dim,
             "extra_expansion_dim": self.extra_expansion_dim,
@@ -173,10 +188,8 @@ class FinetuneConfig:
         for (name, value), branch in zip(given.items(), range(3), strict=True):
             if value is not None and branch >= len(widths):
                 raise UserError(
-                    f"--{name} {value}: --model_size {self.model_size} has "
-                    f"{len(widths)} branches."
+                    f"--{name} {value}: {which} has {len(widths)} branches."
                 )
-        _check_range(self, 1, math.inf, *given)
         values = list(given.values())
         return tuple(values[i] or width for i, width in enumerate(widths))
 

@@ -45,6 +45,9 @@ class Progress(Protocol):
     def notice(self, text: str) -> None:
         """A line that the user should know."""
 
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """What training starts from."""
+
     def stage(self, name: str) -> None:
         """What trains from now on."""
 

@@ -14,21 +14,16 @@ from prefchat_jax.training.steps import Recipe
 
 
 def make_recipe(
-    config: FinetuneConfig, corpus: Corpus, progress: Progress
+    config: FinetuneConfig, model: ModelConfig, corpus: Corpus, progress: Progress
 ) -> tuple[Recipe, LoopConfig]:
     """Turns flags into what compiles and what loops."""
-    num_buckets = len(corpus.labelled.buckets.labels)
     if config.early_stop_patience and not len(corpus.val.ids):
         progress.notice("--early_stop_patience needs validation rows: there are none")
     steps_per_epoch = make_plan(config, corpus).optimizer_steps
     epochs = config.epochs or min(20, max(4, 900 // steps_per_epoch))
     steps = epochs * steps_per_epoch
     recipe = Recipe(
-        model=ModelConfig(
-            num_buckets=num_buckets,
-            vocabulary=corpus.featurizer.num_rows,
-            branch_widths=config.branch_widths(),
-        ),
+        model=model,
         objective=_objective(config, corpus, progress),
         optimizer=OptimizerConfig(
             num_steps=steps,

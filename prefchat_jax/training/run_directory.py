@@ -8,6 +8,7 @@ checkpoints/       orbax steps, the best and the last one
 inference.npz      cache of the best one for NumPy; may be deleted
 responses.db       stored replies (SQLite), bound to the best step
 responses.index    what chat derives from them, mapped into memory; may be deleted
+warm_start.json    what of the run of --weights was taken over, if there was one
 metrics.jsonl      one line for every chunk of training steps and every epoch
 ```
 """

@@ -1,5 +1,6 @@
 """The scorer's part of a run: its rows, its recipe, and where it starts."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,6 @@ import numpy as np
 
 from prefchat_jax.datasets.negatives import lexical_negatives
 from prefchat_jax.datasets.sampling import EpochPlan
-from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.models.scorer import ScorerConfig, init_scorer
 from prefchat_jax.text.dialogue import Example
@@ -20,6 +20,7 @@ from prefchat_jax.training.optimizers import OptimizerConfig
 from prefchat_jax.training.preference import GROUPS
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.scorer import ScorerRecipe, ScorerRows, fit_scorer
+from prefchat_jax.training.warm_start import PathReport, grow
 
 _STEPS = 1500  # Steps after which a scorer of dialogues hardly improves.
 _FEATURES = 96  # The heaviest features of a text that training reads.
@@ -30,13 +31,15 @@ class ScorerStart(NamedTuple):
 
     Attributes:
       shape: the shape of the scorer.
-      params: its parameters; None is random ones.
+      params: its parameters.
       rows: what to train on; None trains nothing.
+      paths: what of the parameters is that of --weights.
     """
 
     shape: ScorerConfig
-    params: Params | None
+    params: Params
     rows: ScorerRows | None
+    paths: tuple[PathReport, ...] = ()
 
 
 def trains_scorer(config: FinetuneConfig, examples: Sequence[Example]) -> bool:
@@ -95,19 +98,19 @@ def scorer_start(
         saved = load_scorer(run, run.last_step())
         return None if saved is None else ScorerStart(*saved, None)
     source = load_scorer(RunDirectory.open(config.weights)) if config.weights else None
-    if rows is None:
-        return None if source is None else ScorerStart(*source, None)
-    shape = ScorerConfig(
-        vocabulary=featurizer.num_scorer_rows, width=config.scorer_width
-    )
+    if source is None and rows is None:
+        return None
     if source is None:
-        return ScorerStart(shape, None, rows)
-    if source[0] != shape:
-        raise UserError(
-            f"--scorer_width {shape.width}: the scorer of --weights {config.weights} "
-            f"has width {source[0].width}."
+        shape = ScorerConfig(
+            vocabulary=featurizer.num_scorer_rows, width=config.scorer_width or 128
         )
-    return ScorerStart(*source, rows)
+    else:
+        width = config.scorer_width or source[0].width
+        shape = dataclasses.replace(source[0], width=width)
+    fresh = init_scorer(shape, jax.random.fold_in(jax.random.key(config.seed), 2))
+    theirs = {} if source is None else {"scorer": source[1]}
+    params, report = grow(theirs, {"scorer": fresh})
+    return ScorerStart(shape, params["scorer"], rows, report.paths)
 
 
 def train_scorer(
@@ -120,10 +123,7 @@ def train_scorer(
     """
     if start is None:
         return None
-    shape, params, rows = start
-    if params is None:
-        key = jax.random.fold_in(jax.random.key(config.seed), 2)
-        params = init_scorer(shape, key)
+    shape, params, rows, _ = start
     if rows is None:
         return params
     plan = EpochPlan(
