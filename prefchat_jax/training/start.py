@@ -38,7 +38,7 @@ def load_source(config: FinetuneConfig) -> Source | None:
         return None
     run = RunDirectory.open(config.weights)
     written = run.config()
-    buckets = run.read_json("labels.json")
+    buckets = run.buckets()
     names = _distinct_names(
         [bucket["label"] for bucket in buckets],
         [bucket["name"] for bucket in buckets],
