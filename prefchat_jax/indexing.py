@@ -85,11 +85,9 @@ def index(
         build_store(path, inference, _joined(rows, lambda _: []))
     with open_store(path, inference) as store:
         total = len(store)
-    new, notes = (
-        total - before,
-        (records.notice() if records else "", _unknown(examples, labels)),
-    )
-    return Indexed(new, len(rows) - new, total, [note for note in notes if note])
+    new = total - before
+    notes = [records.notice() if records else "", _unknown(examples, labels)]
+    return Indexed(new, len(rows) - new, total, list(filter(None, notes)))
 
 
 def delete(
