@@ -83,7 +83,7 @@ async def _client(
 def _request(question: str) -> bytes:
     body = json.dumps({"messages": [{"role": "user", "content": question}]}).encode()
     return (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     ) + body
 
@@ -92,7 +92,7 @@ async def _get(url: str, path: str) -> str:
     place = urlsplit(url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     writer.write(
-        f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     )
     answer = await reader.read()
     writer.close()
@@ -125,12 +125,14 @@ def measure(given: argparse.Namespace, max_batch: int) -> dict:
     argv += ["--no_feedback", "--max_batch", str(max_batch)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        url = server.stdout.readline().split()[0]
-        before, own = counted(url), _own_seconds()
-        seen = load(url, questions, given.clients, given.seconds)
-        own = _own_seconds() - own
-        after = counted(url)
-        server.terminate()
+        try:
+            url = server.stdout.readline().split()[0]
+            before, own = counted(url), _own_seconds()
+            seen = load(url, questions, given.clients, given.seconds)
+            own = _own_seconds() - own
+            after = counted(url)
+        finally:  # Else leaving the block waits for it for ever.
+            server.terminate()
     replies = after.replies - before.replies
     ordered = sorted(seen.seconds)
     at = lambda share: 1e3 * ordered[math.ceil(share * len(ordered)) - 1]
