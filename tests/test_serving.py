@@ -340,7 +340,7 @@ def test_a_long_head_and_too_many_connections_are_refused(chat, url, monkeypatch
 def test_no_message_holds_up_the_others(chat, text):
     start = time.process_time()
     chat.reply(text, creativity=1.0)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 4  # A square would take minutes.
 
 
 # --- batching, time and load
