@@ -128,6 +128,9 @@ def test_a_refusal_says_nothing_about_what_is_talked_of(run):
         ]
         assert searched(refused.text) == ["where is my parcel", "and how long?"]
         assert "Open Orders." in searched("Open Orders.")
+        history = [asked, ("assistant", refused.text)]
+        again = chat.reply("where is my parcel", history=history).candidates
+        assert {candidate.terms["repeat"] for candidate in again} == {0.0}
 
 
 def test_what_is_recalled_counts_however_much_was_said_since(run, tmp_path):

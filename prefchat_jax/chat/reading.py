@@ -110,7 +110,8 @@ class Reader:
         return softmax(logits / np.float32(temperature))
 
     def _recent(self, history: Context) -> np.ndarray:
-        shown = [turn.content for turn in history if turn.role == "assistant"]
+        replies = [turn for turn in history if turn.role == "assistant"]
+        shown = [turn.content for turn in replies if not _refused(turn)]
         bags = self._featurizer.texts(shown[-_RECENT:])
         rows = [dense(*row, self._bits) for row in zip(*bags, strict=True)]
         return np.array(rows, np.float32).reshape(len(rows), 2**self._bits)
