@@ -6,20 +6,19 @@ Pure functions of arrays, and `measure_chat`, which asks a chat for the arrays.
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from prefchat_jax.chat.config import Calibration
 from prefchat_jax.chat.ranking import RELEVANCE
+from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation.asking import ask
 from prefchat_jax.evaluation.metrics import softmax
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.tuning import choices, tune_weights
-
-if TYPE_CHECKING:
-    from prefchat_jax.chat.session import Chat, Reply
 
 _MEASURED = 1000  # Validation rows that are asked,
 _TRIED = 300  # and, once all is measured, asked again.
@@ -222,7 +221,7 @@ def calibrate(
 
 
 def measure_chat(
-    chat: "Chat",
+    chat: Chat,
     val_rows: Sequence[Example],
     *,
     logits: np.ndarray | None = None,
@@ -259,7 +258,7 @@ def measure_chat(
     return found | calibrate(relevance=relevance, is_right=is_right)
 
 
-def measure_refused(chat: "Chat", val_rows: Sequence[Example]) -> Refused | None:
+def measure_refused(chat: Chat, val_rows: Sequence[Example]) -> Refused | None:
     """How much a calibrated chat would refuse; None without an answered row.
 
     Args:
@@ -270,7 +269,7 @@ def measure_refused(chat: "Chat", val_rows: Sequence[Example]) -> Refused | None
     if not rows or not len(chat):
         return None
     rows = rows[:: -(-len(rows) // _TRIED)]
-    refused = [reply.abstained for reply in _replies(chat, rows)]
+    refused = [reply.abstained for reply in ask(chat, rows)]
     return Refused(float(np.mean(refused)), len(rows))
 
 
@@ -287,8 +286,6 @@ def tune_run(weights: str | os.PathLike, rows: Sequence[Example]) -> dict[str, A
     Raises:
       UserError: the run cannot be read, stores nothing, or no row has a reply.
     """
-    from prefchat_jax.chat.session import Chat
-
     run = RunDirectory.open(weights)
     if not any(row.response for row in rows):
         raise UserError("--tune_ranking needs rows with a reply: there are none.")
@@ -303,26 +300,16 @@ def tune_run(weights: str | os.PathLike, rows: Sequence[Example]) -> dict[str, A
     return found
 
 
-def _ask(chat: "Chat", rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+def _ask(chat: Chat, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     """How relevant the best reply to each row is, and whether it is right.
 
     Rows for which the chat has no candidate at all are left out.
     """
-    asked = zip(_replies(chat, rows), rows, strict=True)
+    asked = zip(ask(chat, rows), rows, strict=True)
     best = [(r.candidates[0], row.response) for r, row in asked if r.candidates]
     relevance = [sum(found.terms[name] for name in RELEVANCE) for found, _ in best]
     right = [found.response == response for found, response in best]
     return np.array(relevance), np.array(right, bool)
-
-
-def _replies(chat: "Chat", rows: Sequence[Example]) -> list["Reply"]:
-    """The chat's best reply to each row, after the turns before it."""
-    return chat.reply_batch(
-        [row.question for row in rows],
-        histories=[row.context[:-1] for row in rows],
-        style="balanced",
-        creativity=0.0,
-    )
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

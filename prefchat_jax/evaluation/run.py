@@ -10,6 +10,7 @@ from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.chat.session import Chat, Reply
 from prefchat_jax.datasets.labels import Buckets
 from prefchat_jax.datasets.records import Records, read_records
+from prefchat_jax.evaluation.asking import ask
 from prefchat_jax.evaluation.metrics import (
     auroc,
     expected_calibration_error,
@@ -277,14 +278,4 @@ def _judge_replies(chat: Chat, records: Records) -> ReplyJudgement | None:
         replies[: len(examples)],
         replies[len(examples) :],
         np.array(timed),
-    )
-
-
-def ask(chat: Chat, rows: Sequence[Example]) -> list[Reply]:
-    """The chat's best reply to each row, after the turns before it."""
-    return chat.reply_batch(
-        [row.question for row in rows],
-        histories=[row.context[:-1] for row in rows],
-        style="balanced",
-        creativity=0.0,
     )
