@@ -19,7 +19,6 @@ from prefchat_jax.chat.reply import Explanation, Reply
 from prefchat_jax.chat.search import RESPONSE_WORDS, Pool, Query, free_standing, search
 from prefchat_jax.chat.sqlite_store import SqliteStore
 from prefchat_jax.chat.store import NO_BUCKET, ResponseStore
-from prefchat_jax.chat.styles import Style
 from prefchat_jax.inference import Inference
 from prefchat_jax.text.dialogue import as_context
 from prefchat_jax.text.words import WordIndex
@@ -153,9 +152,7 @@ class Chat:
         replies = []
         for one, query in zip(asked, queries, strict=True):
             start = time.perf_counter()
-            wanted = manner.style_for(one.message)
-            ranked = self._ranked(view, query, wanted, creativity)
-            reply = self._reply(ranked, query, one.message, manner, view.size)
+            _, reply = self._answer(view, query, one.message, manner)
             spent = 1e3 * (time.perf_counter() - start + shared)
             replies.append(dataclasses.replace(reply, milliseconds=spent))
         return replies
@@ -177,8 +174,7 @@ class Chat:
         view = self._catalogue.view()
         (asked,) = self._asked([message], [history])
         (query,) = self._queries([asked])
-        ranked = self._ranked(view, query, manner.style_for(message), creativity)
-        reply = self._reply(ranked, query, message, manner, view.size)
+        ranked, reply = self._answer(view, query, message, manner)
         spent = 1e3 * (time.perf_counter() - start)
         found = self._composer.candidates(ranked, ranked.best(_EXPLAINED))
         sure = [self.calibration.confidence(float(ranked.relevance[i])) for i in found]
@@ -297,23 +293,25 @@ class Chat:
         temperature = self.calibration.temperature
         return self._reader.queries(asked, temperature=temperature)
 
-    def _ranked(
-        self, view: View, query: Query, style: Style, creativity: float
-    ) -> Ranked:
-        pool, known = search(view, query, self._settings), self.calibration
-        return self._composer.rank(pool, query, view.size, known, style, creativity)
-
-    def _reply(
-        self, ranked: Ranked, query: Query, message: str, manner: Manner, size: int
-    ) -> Reply:
-        return self._composer.reply(
+    def _answer(
+        self, view: View, query: Query, message: str, manner: Manner
+    ) -> tuple[Ranked, Reply]:
+        ranked = self._composer.rank(
+            search(view, query, self._settings),
+            query,
+            view.size,
+            self.calibration,
+            manner.style_for(message),
+            manner.creativity,
+        )
+        return ranked, self._composer.reply(
             ranked,
             query.buckets,
             message,
             manner,
             calibration=self.calibration,
             threshold=self._threshold(),
-            stored=size,
+            stored=view.size,
         )
 
     def _threshold(self) -> float:
