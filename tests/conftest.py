@@ -1,6 +1,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import sqlite3
 
 # Tests compile much and compute little: let LLVM optimise less. Before JAX.
@@ -106,3 +107,9 @@ def one_line(capsys):
     lines = [line for line in error.splitlines() if "Event loop is closed" not in line]
     assert len(lines) == 1 and lines[0].startswith("prefchat: error: "), error
     return lines[0]
+
+
+@pytest.fixture
+def own_run(run, tmp_path):
+    """A copy of the run that a test may change."""
+    return shutil.copytree(run.run.path, tmp_path / "run")

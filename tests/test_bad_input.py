@@ -84,11 +84,6 @@ def test_bad_manifests_and_gzip(tmp_path, capsys):
     assert main(argv) == 2 and "damaged gzip" in one_line(capsys)
 
 
-@pytest.fixture
-def own_run(run, tmp_path):
-    return shutil.copytree(run.run.path, tmp_path / "run")
-
-
 def _damage_version(run):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"format": 99}))

@@ -11,12 +11,6 @@ from prefchat_jax.indexing import index
 NEVER = ChatSettings(min_confidence=0.0)
 
 
-@pytest.fixture
-def own_run(run, tmp_path):
-    """A copy of the run that a test may change."""
-    return shutil.copytree(run.run.path, tmp_path / "run")
-
-
 @pytest.fixture(scope="module")
 def chat(run):
     return Chat.load(run.run.path, settings=NEVER)

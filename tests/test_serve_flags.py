@@ -16,12 +16,6 @@ from prefchat_jax.serving import server
 
 
 @pytest.fixture
-def own_run(run, tmp_path):
-    """A copy of the run that a test may change."""
-    return shutil.copytree(run.run.path, tmp_path / "run")
-
-
-@pytest.fixture
 def serving(own_run, monkeypatch, capsys):
     """Runs the command in this process; yields the URL."""
 
