@@ -23,7 +23,7 @@ class ModelConfig:
     branch_widths: tuple[int, ...]
     width: int = 64
     hidden: int = 128
-    feature_dropout: float = 0.7
+    feature_dropout: float = 0.8
 
 
 class BucketClassifier(nnx.Module):

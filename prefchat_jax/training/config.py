@@ -89,7 +89,7 @@ class FinetuneConfig:
     """Epochs over which the preference weight grows from 0."""
 
     epochs: int | None = None
-    """Passes over the training rows [20; fewer where that is over 900 steps]."""
+    """Passes over the training rows [30; fewer where that is over 1,350 steps]."""
     batch_size: int | None = None
     """Rows of a micro-batch [256; less for a corpus of under 4,096 rows]."""
     grad_accum_steps: int = 1

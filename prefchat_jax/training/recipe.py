@@ -20,7 +20,7 @@ def make_recipe(
     if config.early_stop_patience and not len(corpus.val.ids):
         progress.notice("--early_stop_patience needs validation rows: there are none")
     steps_per_epoch = make_plan(config, corpus).optimizer_steps
-    epochs = config.epochs or min(20, max(4, 900 // steps_per_epoch))
+    epochs = config.epochs or min(30, max(4, 1350 // steps_per_epoch))
     steps = epochs * steps_per_epoch
     recipe = Recipe(
         model=model,
