@@ -190,8 +190,8 @@ class FinetuneConfig:
                 raise UserError(
                     f"--{name} {value}: {which} has {len(widths)} branches."
                 )
-        values = list(given.values())
-        return tuple(values[i] or width for i, width in enumerate(widths))
+        wider = dict(enumerate(given.values()))
+        return tuple(wider.get(i) or width for i, width in enumerate(widths))
 
     def noise(self) -> str:
         """The noise model, by either flag."""

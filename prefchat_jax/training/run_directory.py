@@ -27,9 +27,9 @@ import numpy as np
 from prefchat_jax.datasets.records import corpus_paths
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import check_outputs, write_aside
-from prefchat_jax.text.dialogue import TurnWeights
-from prefchat_jax.text.features import HASH_VERSION, FeatureConfig, Featurizer
+from prefchat_jax.text.features import HASH_VERSION, Featurizer
 from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.kinds import load_part
 
 FORMAT = 2  # Raise it when an older package could not read what is written.
 
@@ -171,19 +171,12 @@ class RunDirectory:
 
     def featurizer(self) -> Featurizer:
         """Rebuilds the featurizer that the run was trained with."""
-        config = dict(self.config()["features"])
-        config["turns"] = TurnWeights(**config["turns"])
-        config["char_ngrams"] = tuple(config["char_ngrams"])
+        config = self.config()
+        make = load_part(config["model"], "featurizer")
         path = self.path / "features.npz"
         try:
             with path.open("rb") as file, np.load(file) as arrays:
-                return Featurizer(
-                    FeatureConfig(**config),
-                    arrays["idf"],
-                    arrays["rows"],
-                    # A run of an older version has none, nor a scorer.
-                    arrays.get("scorer_rows"),
-                )
+                return make.restore(config["features"], arrays, config["model"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read ({error}): train again.") from error
 
