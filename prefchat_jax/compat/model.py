@@ -11,6 +11,7 @@ import numpy as np
 from prefchat_jax.compat import champion
 from prefchat_jax.compat.features import FeatureMode
 from prefchat_jax.compat.tensors import HEADS, HeadName, HeadShape, empty_params
+from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import BucketModel, Params
 from prefchat_jax.models.heads import GROWING_AXES, Axes
 
@@ -40,6 +41,11 @@ class ChampionConfig(BucketModel):
     }
 
     def __post_init__(self):
+        if not 1 <= len(self.branch_widths) <= len(HEADS):
+            raise UserError(
+                f"An imported head has 1 to {len(HEADS)} branches, and not "
+                f"{len(self.branch_widths)}: leave --model_size out to keep its shape."
+            )
         object.__setattr__(self, "head", HEADS[len(self.branch_widths) - 1])
 
     def init(self, key: jax.Array) -> Params:

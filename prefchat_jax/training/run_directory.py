@@ -9,6 +9,7 @@ inference.npz      cache of the best one for NumPy; may be deleted
 responses.db       stored replies (SQLite), bound to the best step
 responses.index    what chat derives from them, mapped into memory; may be deleted
 warm_start.json    what of the run of --weights was taken over, if there was one
+imported/          that run, if --weights was a checkpoint of PyTorch
 metrics.jsonl      one line for every chunk of training steps and every epoch
 ```
 """
@@ -63,7 +64,8 @@ class RunDirectory:
         if not (run.path / "config.json").exists():
             raise UserError(
                 f"{path} is not a run directory (no config.json): give the "
-                "--output of `prefchat finetune`."
+                "--output of `prefchat finetune`, or of `prefchat import_torch` for a "
+                "file of PyTorch."
             )
         written = run.config()
         if not isinstance(written, dict) or "format" not in written:
