@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from prefchat_jax.compat.tensors import HEADS, HeadName, HeadShape, empty_params
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import BucketModel, Params
 from prefchat_jax.models.heads import GROWING_AXES, Axes
+from prefchat_jax.training.parameters import flatten, nest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,15 @@ class ChampionConfig(BucketModel):
     def init(self, key: jax.Array) -> Params:
         """See `BucketModel`. A warm start keeps of it what the source lacks."""
         shape = HeadShape(self.head, self.branch_widths, self.num_buckets)
-        leaves, tree = jax.tree.flatten_with_path(empty_params(shape))
-        keys = jax.random.split(key, len(leaves))
-        return jax.tree.unflatten(
-            tree,
-            [
-                _initial(".".join(str(part.key) for part in path), leaf, key)
-                for (path, leaf), key in zip(leaves, keys, strict=True)
-            ],
-        )
+        empty = flatten(empty_params(shape))
+        # One draw for all: a hundred would take seconds to compile.
+        ends = np.cumsum([leaf.size for leaf in empty.values()]).tolist()
+        drawn = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+        initial: dict[str, Any] = {
+            path: _initial(path, part.reshape(leaf.shape))
+            for (path, leaf), part in zip(empty.items(), drawn, strict=True)
+        }
+        return nest(initial)
 
     def logits(
         self,
@@ -80,12 +81,12 @@ class ChampionConfig(BucketModel):
         return champion.logits(params, weights, key=key)
 
 
-def _initial(path: str, empty: np.ndarray, key: jax.Array) -> jax.Array:
+def _initial(path: str, normal: jax.Array) -> jax.Array:
     """New branches and buckets say nothing at first, as in `models/heads.py`."""
     if path.endswith("scale") or path == "head.scales":
-        return jnp.ones(empty.shape, jnp.float32)
+        return jnp.ones_like(normal)
     says_nothing = path.startswith(("head.branches", "head.routers"))
     if not path.endswith("kernel") or (says_nothing and ".up." not in path):
-        return jnp.zeros(empty.shape, jnp.float32)
-    spread = 0.01 if path == "head.base.kernel" else 1 / math.sqrt(empty.shape[0])
-    return spread * jax.random.normal(key, empty.shape, jnp.float32)
+        return jnp.zeros_like(normal)
+    spread = 0.01 if path == "head.base.kernel" else 1 / math.sqrt(len(normal))
+    return spread * normal

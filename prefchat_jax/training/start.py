@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +91,10 @@ def initial_params(
         if buckets.given
         else _clustering(dataclasses.asdict(config), corpus.fingerprint),
     )
-    return grow(source.params, params, source.names, names, model.growing_axes)
+    theirs = _renamed(
+        source.names, dict(zip(map(str, buckets.labels), names, strict=True))
+    )
+    return grow(source.params, params, theirs, names, model.growing_axes)
 
 
 def _clustering(settings: dict[str, Any], fingerprint: str) -> str:
@@ -114,6 +117,18 @@ def _distinct_names(
     return [
         name if count[name] == 1 else f"{name} (label {label})" for label, name in pairs
     ]
+
+
+def _renamed(theirs: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """Buckets that are known by a label alone, by the name that it has here.
+
+    Args:
+      theirs: names of another run.
+      names: here, by label.
+    """
+    taken = set(theirs)
+    renamed = {old: names.get(old, old) for old in theirs}
+    return [old if renamed[old] in taken else renamed[old] for old in theirs]
 
 
 def show_report(report: Report, config: FinetuneConfig, progress: Progress) -> None:
