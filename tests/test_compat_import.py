@@ -287,6 +287,18 @@ def test_chat_imports_on_the_fly(files, tmp_path, capsys, monkeypatch):
     assert main([*argv, *wrong]) == 2
     assert "was trained with large" in one_line(capsys)
     assert not list(tmp_path.iterdir())
+    more = {"0": [{"text": f"Reply {i}."} for i in range(20)]}
+    meta = _write(tmp_path / "m.json", buckets=more, feature_mode=None)
+    monkeypatch.setattr("sys.stdin", io.StringIO("where is it\n"))
+    assert main([*argv, *meta]) == 0
+    assert "note: nothing says how its features are made" in capsys.readouterr().err
+
+
+def test_all_replies_of_a_class_are_pooled(files, tmp_path):
+    more = {"1": [{"text": f"Reply {i}."} for i in range(20)]}
+    _, meta = _write(tmp_path / "m.json", buckets=more)
+    run = import_run(files / "x.pth", tmp_path / "run", meta=meta).run
+    assert run.config()["finetune"]["max_candidates_per_bucket"] == 20
 
 
 def test_finetune_imports_on_the_fly(files, corpus_path, tmp_path, capsys):

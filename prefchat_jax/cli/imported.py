@@ -5,9 +5,10 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.config import FinetuneConfig, is_checkpoint
@@ -35,6 +36,7 @@ def imported_chat(given: "ChatFlags") -> Iterator["ChatFlags"]:
                 "with buckets, or store replies with `prefchat import_torch "
                 f"{given.weights} --output RUN --from_db FILE`."
             )
+        _tell(made.notes, sys.stderr)  # A program may read the replies.
         yield dataclasses.replace(given, weights=str(run), meta=None)
 
 
@@ -60,7 +62,8 @@ def imported_start(config: FinetuneConfig) -> Iterator[FinetuneConfig]:
     run = RunDirectory(pathlib.Path(config.output).absolute())
     imported = run.path / "imported"
     if not imported.exists():
-        import_run(config.weights, imported, meta=config.weights_meta)
+        made = import_run(config.weights, imported, meta=config.weights_meta)
+        _tell(made.notes, sys.stdout)
     try:
         yield dataclasses.replace(config, weights=str(imported), weights_meta=None)
     finally:
@@ -68,3 +71,8 @@ def imported_start(config: FinetuneConfig) -> Iterator[FinetuneConfig]:
             shutil.rmtree(imported, ignore_errors=True)
             with contextlib.suppress(OSError):
                 run.path.rmdir()
+
+
+def _tell(notes: list[str], target: TextIO) -> None:
+    for note in notes:
+        print(f"note: {note}", file=target, flush=True)  # noqa: T201

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from prefchat_jax.training.parameters import flatten
 from prefchat_jax.training.run_directory import FORMAT, RunDirectory
 
 _ASSUMED: FeatureMode = "context_v2"  # The mode of a checkpoint that names none.
-_POOLED = 64  # Replies of a bucket that the reference keeps.
+_POOLED = 16  # Replies of a bucket that chat pools, or all that the metadata have.
 
 
 class Imported(NamedTuple):
@@ -81,8 +82,8 @@ def import_run(
     if mode is None:
         mode = _ASSUMED
         notes.append(
-            f"nothing says how its features are made: {mode} is assumed, the other "
-            "is --feature_mode legacy"
+            f"nothing says how its features are made: {mode} is assumed; `prefchat "
+            "import_torch --feature_mode legacy` takes the other mode"
         )
     rows = [*described.replies, *_stored(from_db, data, notes)]
     featurizer = _featurizer(rows)
@@ -92,6 +93,8 @@ def import_run(
         config = _write_model(made, head, mode, params)
         made.write_features(featurizer)
         made.write_json("labels.json", described.buckets)
+        pooled = Counter(row.label for row in set(described.replies)).values()
+        config["finetune"] = {"max_candidates_per_bucket": max([_POOLED, *pooled])}
         made.write_json("config.json", config | _origin(path, meta, featurizer))
         if rows:
             stored = index(folder, [], examples=rows)
@@ -161,7 +164,6 @@ def _origin(
             "weights": os.fspath(path),
             "meta": None if meta is None else os.fspath(meta),
         },
-        "finetune": {"max_candidates_per_bucket": _POOLED},
         "scorer": None,
         "features": dataclasses.asdict(featurizer.config),
         "labels_given": True,
