@@ -27,7 +27,12 @@ REPLIES = {
     str(i): [{"text": f"The answer about {name}.", "count": 2, "vec": [0.0]}]
     for i, name in enumerate(LABELS)
 }
-META = {"feature_mode": "legacy", "lr": 1e-4, "labels": LABELS, "buckets": REPLIES}
+META = {
+    "feature_mode": "legacy",
+    "lr": 1e-4,
+    "labels": [{"label": name} for name in LABELS],
+    "buckets": REPLIES,
+}
 
 SCALARS = ("alpha", "beta", "gamma", "zeta", "theta", "lambda_")
 

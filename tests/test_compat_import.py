@@ -160,6 +160,9 @@ def test_numbers_name_classes_without_metadata(files, tmp_path, capsys):
     assert "context_v2 is assumed" in out and "prefchat index --weights" in out
     labels = RunDirectory.open(tmp_path / "run").buckets()
     assert labels == [{"label": i, "name": str(i)} for i in range(4)]
+    _, meta = _write(tmp_path / "m.json", labels=LABELS)
+    named = import_run(files / "x.pth", tmp_path / "named", meta=meta).run
+    assert named.buckets() == [{"label": i, "name": n} for i, n in enumerate(LABELS)]
 
 
 def _write(path, **changes):
@@ -169,8 +172,8 @@ def _write(path, **changes):
 
 BAD_META = {
     "five": ({"labels": [*"abcde"]}, "it has 5 labels and the checkpoint 4"),
-    "twice": ({"labels": [*"abca"]}, "two of its labels are the same"),
-    "number": ({"labels": [1, 2, 3, 4.5]}, "the label 4.5 is no text and no number"),
+    "twice": ({"labels": [{"label": c} for c in "abca"]}, "labels are the same"),
+    "number": ({"labels": [{"label": 4.5}, *"abc"]}, "has no text and no number"),
     "text": ({"labels": "abcd"}, "labels is no list"),
     "class": ({"buckets": {"4": []}}, "bucket '4' and the checkpoint the classes 0 to"),
     "name": ({"buckets": {"hours": []}}, "it has a bucket 'hours'"),
@@ -180,7 +183,7 @@ BAD_META = {
     "count": ({"buckets": {"1": [{"text": "a", "count": "b"}]}}, "a count 'b'"),
     "mode": (
         {"feature_mode": "context_v5"},
-        "'context_v5' is not read: --feature_mode",
+        "'context_v5' is not read: `prefchat",
     ),
 }
 
@@ -190,7 +193,7 @@ def test_metadata_that_do_not_fit(changes, message, files, tmp_path, capsys):
     argv = [str(files / "x.pth"), "--output", str(tmp_path / "run")]
     assert main(["import_torch", *argv, *_write(tmp_path / "m.json", **changes)]) == 2
     line = one_line(capsys)
-    assert f"--meta {tmp_path / 'm.json'}: " in line and message in line
+    assert f"{tmp_path / 'm.json'}: " in line and message in line
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
 
 
@@ -248,7 +251,7 @@ def test_bad_input_is_one_line(argv, message, files, bad, tmp_path, capsys):
 def test_a_run_is_not_overwritten(imported, files, capsys):
     argv = [str(files / "x.pth"), "--output", str(imported.run.path)]
     assert main(["import_torch", *argv]) == 2
-    assert "already holds a run" in one_line(capsys)
+    assert "already holds a run: choose another." in one_line(capsys)
 
 
 def test_a_write_that_fails_leaves_nothing(files, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ class ImportFlags:
     output: str
     """Run directory to write."""
     meta: str | None = None
-    """The checkpoint's metadata: feature mode, replies by class, names in `labels`."""
+    """Metadata of the checkpoint: mode of its features, replies, names in `labels`."""
     feature_mode: Literal["legacy", "context_v2"] | None = None
     """How the checkpoint's features are made [as --meta says, or context_v2]."""
     from_db: str | None = None

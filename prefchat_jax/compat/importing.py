@@ -75,7 +75,10 @@ def import_run(
     Raises:
       UserError: a file cannot be read or does not fit, or `output` holds a run.
     """
-    run = RunDirectory.create(output)
+    run = RunDirectory(pathlib.Path(output).absolute())
+    if run.has_checkpoint():
+        raise UserError(f"--output {output} already holds a run: choose another.")
+    RunDirectory.create(output)
     head, params = to_params(read_state(path), os.fspath(path))
     described = read_metadata(meta, head.num_buckets, any_mode=bool(feature_mode))
     mode, notes = feature_mode or described.feature_mode, []

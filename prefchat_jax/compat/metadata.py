@@ -1,8 +1,9 @@
 """The metadata that the reference keeps beside a checkpoint. No JAX.
 
 A JSON object with its settings (`feature_mode` among them) and `buckets`: by label,
-the replies that it pools, each with `text` and `count`. `labels` may name the
-classes, as a list of names or in the form of a run's labels.json.
+the replies that it pools, each with `text` and `count`. Rows write the number of a
+class as their label; a list `labels` may name the classes, or, in the form of a run's
+labels.json, also say what else rows write.
 """
 
 import os
@@ -52,9 +53,9 @@ def read_metadata(
     try:
         found = msgspec.json.decode(pathlib.Path(path).read_bytes())
     except OSError as error:
-        raise UserError(f"--meta {path}: {error.strerror}. Check the path.") from error
+        raise UserError(f"{path}: {error.strerror}. Check the path.") from error
     except msgspec.DecodeError as error:
-        raise UserError(f"--meta {path} is no JSON: {error}.") from error
+        raise UserError(f"{path} is no JSON: {error}.") from error
     try:
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
@@ -63,7 +64,7 @@ def read_metadata(
         replies = _replies(found.get("buckets") or {}, buckets)
     except ValueError as error:
         raise UserError(
-            f"--meta {path}: {error}. Give the JSON file that was written beside the "
+            f"{path}: {error}. Give the JSON file that was written beside the "
             "checkpoint."
         ) from error
     return Metadata(buckets, mode, replies)
@@ -81,15 +82,13 @@ def _buckets(labels: Any, count: int) -> list[dict[str, Any]]:
         raise ValueError("labels is no list")
     if len(labels) != count:
         raise ValueError(f"it has {len(labels)} labels and the checkpoint {count}")
-    made = [
-        {"label": one["label"], "name": str(one.get("name", one["label"]))}
-        if isinstance(one, dict) and "label" in one
-        else {"label": one, "name": str(one)}
-        for one in labels
-    ]
-    for bucket in made:
-        if isinstance(bucket["label"], bool) or not isinstance(bucket["label"], Label):
-            raise ValueError(f"the label {bucket['label']!r} is no text and no number")
+    made = []
+    for number, one in enumerate(labels):
+        given = one if isinstance(one, dict) else {"label": number, "name": one}
+        label, name = given.get("label"), given.get("name", given.get("label"))
+        if isinstance(label, bool) or not isinstance(label, Label) or name is None:
+            raise ValueError(f"the label {one!r} has no text and no number")
+        made.append({"label": label, "name": str(name)})
     if len({str(bucket["label"]) for bucket in made}) < count:
         raise ValueError("two of its labels are the same")
     return made
@@ -98,8 +97,8 @@ def _buckets(labels: Any, count: int) -> list[dict[str, Any]]:
 def _mode(mode: Any) -> FeatureMode | None:
     if mode is not None and mode not in _MODES:
         raise ValueError(
-            f"its feature_mode {mode!r} is not read: --feature_mode "
-            f"{' or '.join(_MODES)} takes another, with other logits"
+            f"its feature_mode {mode!r} is not read: `prefchat import_torch "
+            f"--feature_mode {' or '.join(_MODES)}` takes another, with other logits"
         )
     return mode
 
