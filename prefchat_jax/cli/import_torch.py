@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
         f"head {made.head.name}, {made.head.num_buckets} classes, "
         f"{made.parameters:,} parameters, features {made.feature_mode}",
         f"{made.replies:,} answers stored, saved in {given.output}",
-        f"next: prefchat chat --weights {given.output}"
+        f"next: prefchat chat --weights {given.output}; it refuses nothing until "
+        "prefchat evaluate --tune_ranking has measured it on rows of yours"
         if made.replies
         else f"next: prefchat index --weights {given.output} --from_db FILE, or --data "
         "FILE, stores replies to chat with",
