@@ -77,7 +77,7 @@ def run(corpus_path, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory):
+def reference_files(tmp_path_factory):
     """A checkpoint with four classes, `x.pth`, and its metadata, `x.json`."""
     folder = tmp_path_factory.mktemp("reference")
     with pytest.MonkeyPatch.context() as patch:
@@ -87,10 +87,12 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def imported(files, tmp_path_factory):
+def imported(reference_files, tmp_path_factory):
     """The run of it; tests that change it copy it first."""
     output = tmp_path_factory.mktemp("runs") / "imported"
-    return import_run(files / "x.pth", output, meta=files / "x.json")
+    return import_run(
+        reference_files / "x.pth", output, meta=reference_files / "x.json"
+    )
 
 
 @pytest.fixture

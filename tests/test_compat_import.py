@@ -78,13 +78,19 @@ def test_the_oracle_is_the_reference(shared):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def test_the_mode_of_the_features_decides_the_logits(files, tmp_path):
+def test_the_mode_of_the_features_decides_the_logits(reference_files, tmp_path):
     context = [Turn("user", "hello"), Turn("assistant", "Hi!"), Turn("user", "help?")]
     text = "User: hello\nAssistant: Hi!\nUser: help?"
-    state = read_state(files / "x.pth")
+    state = read_state(reference_files / "x.pth")
     for mode, make in features.MODES.items():
         output = tmp_path / mode
-        argv = [str(files / "x.pth"), "--output", str(output), "--feature_mode", mode]
+        argv = [
+            str(reference_files / "x.pth"),
+            "--output",
+            str(output),
+            "--feature_mode",
+            mode,
+        ]
         assert main(["import_torch", *argv]) == 0
         run = RunDirectory.open(output)
         assert run.config()["model"]["feature_mode"] == mode
@@ -105,9 +111,10 @@ def test_contexts_that_are_missing_are_an_error(imported):
 
 
 @pytest.mark.parametrize("command", ["import_torch", "import-torch"])
-def test_an_import_chats(command, files, tmp_path, capsys, monkeypatch):
-    run, files = str(tmp_path / "run"), [files / "x.pth", files / "x.json"]
-    argv = [command, str(files[0]), "--output", run, "--meta", str(files[1])]
+def test_an_import_chats(command, reference_files, tmp_path, capsys, monkeypatch):
+    run, weights = str(tmp_path / "run"), str(reference_files / "x.pth")
+    meta = str(reference_files / "x.json")
+    argv = [command, weights, "--output", run, "--meta", meta]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "head large, 4 classes" in out and "features legacy" in out
@@ -129,7 +136,7 @@ def test_an_import_chats_without_jax(imported):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_replies_of_files_are_stored(files, corpus_path, tmp_path):
+def test_replies_of_files_are_stored(reference_files, corpus_path, tmp_path):
     db = tmp_path / "llm.db"
     with contextlib.closing(sqlite3.connect(db)) as opened, opened:
         opened.execute(
@@ -139,7 +146,7 @@ def test_replies_of_files_are_stored(files, corpus_path, tmp_path):
         opened.execute(
             "INSERT INTO llm_entries VALUES (1, 'umbrellas?', '', 'Second floor.', 2)"
         )
-    weights, meta = files / "x.pth", files / "x.json"
+    weights, meta = reference_files / "x.pth", reference_files / "x.json"
     bare = import_run(weights, tmp_path / "bare")
     assert bare.replies == 0 and not bare.run.store.exists()
     assert "context_v2 is assumed" in bare.notes[0]
@@ -153,15 +160,15 @@ def test_replies_of_files_are_stored(files, corpus_path, tmp_path):
         assert reply.text.startswith("Open Orders") and reply.bucket == "parcel"
 
 
-def test_numbers_name_classes_without_metadata(files, tmp_path, capsys):
-    argv = [str(files / "x.pth"), "--output", str(tmp_path / "run")]
+def test_numbers_name_classes_without_metadata(reference_files, tmp_path, capsys):
+    argv = [str(reference_files / "x.pth"), "--output", str(tmp_path / "run")]
     assert main(["import_torch", *argv]) == 0
     out = capsys.readouterr().out
     assert "context_v2 is assumed" in out and "prefchat index --weights" in out
     labels = RunDirectory.open(tmp_path / "run").buckets()
     assert labels == [{"label": i, "name": str(i)} for i in range(4)]
     _, meta = _write(tmp_path / "m.json", labels=LABELS)
-    named = import_run(files / "x.pth", tmp_path / "named", meta=meta).run
+    named = import_run(reference_files / "x.pth", tmp_path / "named", meta=meta).run
     assert named.buckets() == [{"label": i, "name": n} for i, n in enumerate(LABELS)]
 
 
@@ -189,16 +196,16 @@ BAD_META = {
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_META.values(), ids=BAD_META)
-def test_metadata_that_do_not_fit(changes, message, files, tmp_path, capsys):
-    argv = [str(files / "x.pth"), "--output", str(tmp_path / "run")]
+def test_metadata_that_do_not_fit(changes, message, reference_files, tmp_path, capsys):
+    argv = [str(reference_files / "x.pth"), "--output", str(tmp_path / "run")]
     assert main(["import_torch", *argv, *_write(tmp_path / "m.json", **changes)]) == 2
     line = one_line(capsys)
     assert f"{tmp_path / 'm.json'}: " in line and message in line
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
 
 
-def test_a_flag_replaces_a_mode_that_is_not_read(files, tmp_path):
-    argv = [str(files / "x.pth"), "--output", str(tmp_path / "run")]
+def test_a_flag_replaces_a_mode_that_is_not_read(reference_files, tmp_path):
+    argv = [str(reference_files / "x.pth"), "--output", str(tmp_path / "run")]
     meta = _write(tmp_path / "m.json", feature_mode="context_v5")
     assert main(["import_torch", *argv, *meta, "--feature_mode", "legacy"]) == 0
 
@@ -220,7 +227,7 @@ BAD_INPUT = {
 
 
 @pytest.fixture
-def bad(files, tmp_path, monkeypatch):
+def bad(reference_files, tmp_path, monkeypatch):
     """A folder of files that are wrong."""
     import zipfile
 
@@ -240,27 +247,29 @@ def bad(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("argv", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_one_line(argv, message, files, bad, tmp_path, capsys):
-    argv = [arg.format(tmp=bad, x=files / "x.pth") for arg in argv]
+def test_bad_input_is_one_line(argv, message, reference_files, bad, tmp_path, capsys):
+    argv = [arg.format(tmp=bad, x=reference_files / "x.pth") for arg in argv]
     output = tmp_path / "runs" / "run"
     assert main(["import_torch", *argv, "--output", str(output)]) == 2
     assert message in one_line(capsys)
     assert not output.parent.exists()
 
 
-def test_a_run_is_not_overwritten(imported, files, capsys):
-    argv = [str(files / "x.pth"), "--output", str(imported.run.path)]
+def test_a_run_is_not_overwritten(imported, reference_files, capsys):
+    argv = [str(reference_files / "x.pth"), "--output", str(imported.run.path)]
     assert main(["import_torch", *argv]) == 2
     assert "already holds a run: choose another." in one_line(capsys)
 
 
-def test_a_write_that_fails_leaves_nothing(files, tmp_path, monkeypatch, capsys):
+def test_a_write_that_fails_leaves_nothing(
+    reference_files, tmp_path, monkeypatch, capsys
+):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("prefchat_jax.compat.importing.index", fail)
-    argv = [str(files / "x.pth"), "--output", str(tmp_path / "run")]
-    assert main(["import_torch", *argv, "--meta", str(files / "x.json")]) == 2
+    argv = [str(reference_files / "x.pth"), "--output", str(tmp_path / "run")]
+    assert main(["import_torch", *argv, "--meta", str(reference_files / "x.json")]) == 2
     assert "No space left" in one_line(capsys)
     assert not list(tmp_path.iterdir())
 
@@ -277,16 +286,16 @@ def test_a_kind_of_a_newer_version(imported, tmp_path, capsys):
 # --- a .pth as --weights
 
 
-def test_chat_imports_on_the_fly(files, tmp_path, capsys, monkeypatch):
+def test_chat_imports_on_the_fly(reference_files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("sys.stdin", io.StringIO("where is my parcel\n"))
-    argv = ["chat", "--weights", str(files / "x.pth"), "--json"]
-    assert main([*argv, "--meta", str(files / "x.json")]) == 0
+    argv = ["chat", "--weights", str(reference_files / "x.pth"), "--json"]
+    assert main([*argv, "--meta", str(reference_files / "x.json")]) == 0
     reply = json.loads(capsys.readouterr().out)
     assert reply["text"] == f"The answer about {reply['bucket']}."
     assert main(argv) == 2
     assert "there is nothing to reply: give --meta" in one_line(capsys)
-    wrong = ["--meta", str(files / "x.json"), "--model_size", "xlarge"]
+    wrong = ["--meta", str(reference_files / "x.json"), "--model_size", "xlarge"]
     assert main([*argv, *wrong]) == 2
     assert "was trained with large" in one_line(capsys)
     assert not list(tmp_path.iterdir())
@@ -297,18 +306,18 @@ def test_chat_imports_on_the_fly(files, tmp_path, capsys, monkeypatch):
     assert "note: nothing says how its features are made" in capsys.readouterr().err
 
 
-def test_all_replies_of_a_class_are_pooled(files, tmp_path):
+def test_all_replies_of_a_class_are_pooled(reference_files, tmp_path):
     more = {"1": [{"text": f"Reply {i}."} for i in range(20)]}
     _, meta = _write(tmp_path / "m.json", buckets=more)
-    run = import_run(files / "x.pth", tmp_path / "run", meta=meta).run
+    run = import_run(reference_files / "x.pth", tmp_path / "run", meta=meta).run
     assert run.config()["finetune"]["max_candidates_per_bucket"] == 20
 
 
-def test_finetune_imports_on_the_fly(files, corpus_path, tmp_path, capsys):
-    output, meta = tmp_path / "run", ["--weights_meta", str(files / "x.json")]
+def test_finetune_imports_on_the_fly(reference_files, corpus_path, tmp_path, capsys):
+    output, meta = tmp_path / "run", ["--weights_meta", str(reference_files / "x.json")]
     argv = ["finetune", "--data", str(corpus_path), "--output", str(output)]
     argv += ["--epochs", "1", "--scorer_epochs", "0", "--val_split", "0.2"]
-    weights = ["--weights", str(files / "x.pth")]
+    weights = ["--weights", str(reference_files / "x.pth")]
     written = tmp_path / "kept.json"
     written.write_text("{}")
     assert main([*argv, *weights, *meta, "--meta", str(written)]) == 2

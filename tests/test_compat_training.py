@@ -58,8 +58,8 @@ def test_a_warm_start_says_what_the_import_says(size, imported, corpus_path, tmp
     np.testing.assert_allclose(now[: len(contexts)], chatted[:, places], atol=1e-5)
 
 
-def test_buckets_that_have_only_numbers_are_matched_by_label(files, tmp_path):
-    import_run(files / "x.pth", tmp_path / "run")
+def test_buckets_that_have_only_numbers_are_matched_by_label(reference_files, tmp_path):
+    import_run(reference_files / "x.pth", tmp_path / "run")
     path = tmp_path / "rows.jsonl"
     path.write_text(
         "".join(
@@ -178,7 +178,7 @@ def test_a_word_nobody_stored_counts_as_known(imported):
     assert featurizer.known(featurizer.texts(["zebra"]), 0) == pytest.approx(1)
 
 
-def test_errors_in_python_name_the_import(files, tmp_path, corpus_path):
-    config = quick(corpus_path, tmp_path / "r", weights=str(files / "x.pth"))
+def test_errors_in_python_name_the_import(reference_files, tmp_path, corpus_path):
+    config = quick(corpus_path, tmp_path / "r", weights=str(reference_files / "x.pth"))
     with pytest.raises(UserError, match="prefchat import_torch"):
         finetune(config)
