@@ -18,6 +18,11 @@ BRANCH_WIDTHS: dict[str, tuple[int, ...]] = {
 }
 
 
+def is_checkpoint(weights: str | None) -> bool:
+    """Whether --weights is a file of PyTorch, which is imported, and not a run."""
+    return weights is not None and weights.endswith((".pth", ".pt"))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Train a bucket classifier and write a run directory that chat can load."""
@@ -31,7 +36,10 @@ class FinetuneConfig:
     meta: str | None = None
     """Also write the run's metadata to this JSON file."""
     weights: str | None = None
-    """Start from this run, grown where it is smaller; also the reference policy."""
+    """Start from this run, grown where it is smaller; also the reference policy.
+    A .pth of the PyTorch reference is imported into --output first."""
+    weights_meta: str | None = None
+    """Metadata of that .pth, which are read; --meta is written."""
     train_all: bool = False
     """With --weights: train everything, not only the head and the final norm."""
     resume: bool = False
@@ -159,6 +167,11 @@ class FinetuneConfig:
         _check_range(self, 0, 2**31 - 1, "seed")
         self._check_objective()
         self._check_noise()
+        if self.weights_meta and not is_checkpoint(self.weights):
+            raise UserError(
+                f"--weights_meta {self.weights_meta}: needs a .pth as --weights; a run "
+                "has its own."
+            )
         if self.model_size or not self.weights:
             self.branch_widths()
         if self.disable_ema_eval and self.ema_decay == 0:
@@ -190,8 +203,8 @@ class FinetuneConfig:
                 raise UserError(
                     f"--{name} {value}: {which} has {len(widths)} branches."
                 )
-        values = list(given.values())
-        return tuple(values[i] or width for i, width in enumerate(widths))
+        wider = dict(enumerate(given.values()))
+        return tuple(wider.get(i) or width for i, width in enumerate(widths))
 
     def noise(self) -> str:
         """The noise model, by either flag."""

@@ -3,7 +3,7 @@
 import math
 
 from prefchat_jax.datasets.sampling import EpochPlan
-from prefchat_jax.models.classifier import ModelConfig
+from prefchat_jax.models.classifier import BucketModel
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus
 from prefchat_jax.training.loop import LoopConfig, Progress
@@ -14,7 +14,7 @@ from prefchat_jax.training.steps import Recipe
 
 
 def make_recipe(
-    config: FinetuneConfig, model: ModelConfig, corpus: Corpus, progress: Progress
+    config: FinetuneConfig, model: BucketModel, corpus: Corpus, progress: Progress
 ) -> tuple[Recipe, LoopConfig]:
     """Turns flags into what compiles and what loops."""
     if config.early_stop_patience and not len(corpus.val.ids):

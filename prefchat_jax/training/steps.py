@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from prefchat_jax.datasets.sampling import Plan
-from prefchat_jax.models.classifier import ModelConfig, Params, bucket_logits
+from prefchat_jax.models.classifier import BucketModel, Params, bucket_logits
 from prefchat_jax.training.objective import Objective, example_losses
 from prefchat_jax.training.optimizers import (
     OptimizerConfig,
@@ -29,7 +29,7 @@ EVAL_BATCH = 1024
 class Recipe:
     """Everything that is fixed when a run compiles. Hashable."""
 
-    model: ModelConfig
+    model: BucketModel
     objective: Objective
     optimizer: OptimizerConfig
 
@@ -146,7 +146,7 @@ def eval_params(recipe: Recipe, state: TrainState, *, use_ema: bool) -> Params:
 
 
 def predict(
-    config: ModelConfig, params: Params, ids: np.ndarray, weights: np.ndarray
+    config: BucketModel, params: Params, ids: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Logits `[n, C]` as NumPy, in batches of at most `EVAL_BATCH` rows."""
     starts = range(0, len(ids), EVAL_BATCH)
