@@ -25,9 +25,19 @@ from prefchat_jax.training.targets import PreferenceState, Targets
 EVAL_BATCH = 1024
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["objective", "optimizer"],
+    meta_fields=["model"],
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that is fixed when a run compiles. Hashable."""
+    """What a run does with its rows: a pytree of its hyper-parameters.
+
+    Recipes of one tree structure share one compiled program, and batched ones train
+    under `vmap`. All that is no hyper-parameter, and which of those that may be None
+    are, is structure.
+    """
 
     model: BucketModel
     objective: Objective
@@ -61,7 +71,7 @@ class TrainState(NamedTuple):
     micro_step: jax.Array
 
 
-@partial(jax.jit, static_argnames="recipe")
+@jax.jit
 def init_state(recipe: Recipe, params: Params) -> TrainState:
     """Starts from a copy of `params`: the steps donate their state."""
     params = jax.tree.map(jnp.copy, params)
@@ -70,7 +80,7 @@ def init_state(recipe: Recipe, params: Params) -> TrainState:
     return TrainState(params, opt_state, preference, jnp.zeros((), jnp.int32))
 
 
-@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+@partial(jax.jit, donate_argnames="state")
 def run_steps(
     recipe: Recipe,
     state: TrainState,
