@@ -29,6 +29,7 @@ LAYERS = [
     "tuning",
     "calibration",
     "finetune",
+    "sweep",
     "smalltalk",
     "compat",
     "cli",

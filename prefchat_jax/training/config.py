@@ -31,6 +31,8 @@ class FinetuneConfig:
     """JSONL corpus, plain or .gz."""
     data_manifest: str | None = None
     """JSON list of corpus files, instead of --data or beside it."""
+    val: str | None = None
+    """JSONL rows with labels to validate on, instead of a share of the corpus."""
     output: str
     """Run directory to write."""
     meta: str | None = None
@@ -48,6 +50,8 @@ class FinetuneConfig:
     """Where to train; auto takes what JAX finds first."""
     seed: int = 0
     """Of the parameters, the split, the order of rows, dropout and negatives."""
+    data_seed: int | None = None
+    """Of the clusters, the split and the sentences of replies alone [as --seed]."""
 
     num_buckets: int = 10
     """Clusters of replies, where no row has a label."""
@@ -164,7 +168,7 @@ class FinetuneConfig:
         _check_range(self, 1e-12, math.inf, "lr", "scorer_lr", "pref_beta")
         _check_range(self, 0, math.inf, "pref_margin", "false_negative_margin")
         _check_range(self, 1e-12, 0.49999, "pref_noise_rate")
-        _check_range(self, 0, 2**31 - 1, "seed")
+        _check_range(self, 0, 2**31 - 1, "seed", "data_seed")
         self._check_objective()
         self._check_noise()
         if self.weights_meta and not is_checkpoint(self.weights):
@@ -205,6 +209,10 @@ class FinetuneConfig:
                 )
         wider = dict(enumerate(given.values()))
         return tuple(wider.get(i) or width for i, width in enumerate(widths))
+
+    def corpus_seed(self) -> int:
+        """The seed of what becomes of the data before training, by either flag."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def noise(self) -> str:
         """The noise model, by either flag."""

@@ -44,27 +44,20 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     labelled = assign_buckets(
         records.examples,
         num_buckets=config.num_buckets,
-        seed=config.seed,
+        seed=config.corpus_seed(),
         features=features,
     )
     for notice in labelled.notices:
         progress.notice(notice)
-    examples = labelled.examples
-    train, val = split_rows(
-        examples,
-        labelled.numbers,
-        fraction=config.val_split,
-        mode=config.split_mode,
-        seed=config.seed,
-    )
-    train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
+    judged = _validation(config, labelled, progress)
+    train_rows, val_rows = judged.train_rows, judged.val_rows
     contexts = [row.context for row in train_rows]
     featurizer = _featurizer(config, features, train_rows)
-    labels = labelled.numbers[train]
+    labels = judged.train_labels
     sources = [row.labeller for row in train_rows]
     if config.learn_from_responses:
         more, more_labels = response_rows(
-            train_rows, labels, limit=len(train_rows), seed=config.seed
+            train_rows, labels, limit=len(train_rows), seed=config.corpus_seed()
         )
         contexts, labels = contexts + more, np.concatenate([labels, more_labels])
         sources += [_REPLIES] * len(more)
@@ -76,17 +69,57 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
             labels,
             numbers.astype(np.int32),
         ),
-        Rows(*_classified(featurizer, val_rows), labelled.numbers[val]),
+        Rows(*_classified(featurizer, val_rows), judged.val_labels),
         train_rows,
         val_rows,
         labelled,
         featurizer,
-        records.fingerprint,
+        records.fingerprint + judged.fingerprint,
         names.tolist(),
         scorer_rows(config, featurizer, hashed, train_rows)
         if trains_scorer(config, train_rows)
         else None,
     )
+
+
+class _Split(NamedTuple):
+    """Which rows train and which validate, and their buckets."""
+
+    train_rows: list[Example]
+    train_labels: np.ndarray
+    val_rows: list[Example]
+    val_labels: np.ndarray
+    fingerprint: str = ""  # Of the file of validation rows.
+
+
+def _validation(
+    config: FinetuneConfig, labelled: Labelled, progress: Progress
+) -> _Split:
+    """Validation rows: those of --val, or a share of the corpus.
+
+    Raises:
+      UserError: --val cannot be read, or has rows of no bucket of the corpus.
+    """
+    examples, numbers = labelled.examples, labelled.numbers
+    if config.val:
+        if not labelled.buckets.given:
+            raise UserError(
+                f"--val {config.val}: the corpus has no labels that its rows could "
+                "have: label the corpus, or use --val_split."
+            )
+        records = read_records([config.val])
+        _tell(records, progress)
+        right = labelled.buckets.numbers(records.examples)
+        return _Split(examples, numbers, records.examples, right, records.fingerprint)
+    train, val = split_rows(
+        examples,
+        numbers,
+        fraction=config.val_split,
+        mode=config.split_mode,
+        seed=config.corpus_seed(),
+    )
+    train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
+    return _Split(train_rows, numbers[train], val_rows, numbers[val])
 
 
 def _featurizer(

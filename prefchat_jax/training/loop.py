@@ -115,7 +115,7 @@ def fit(
             log.write({"step": done, "epoch": len(history) + 1} | metrics)
             progress.chunk(done, config.epochs * plan.micro_batches, metrics)
 
-        while not _is_over(history, config):
+        while not is_over(history, config):
             epoch = len(history) + 1
             state, row = _train_epoch(run_chunk, state, plan, epoch, on_chunk)
             params = eval_params(recipe, state, use_ema=config.use_ema)
@@ -128,7 +128,7 @@ def fit(
                 params,
                 state,
                 is_best=best_epoch(history) == epoch,
-                is_last=_is_over(history, config),
+                is_last=is_over(history, config),
             )
             progress.epoch(row)
     return Fit(history, best_epoch(history))
@@ -144,7 +144,7 @@ def best_epoch(history: list[Metrics]) -> int:
     return 1 + min(range(len(history)), key=lambda i: history[i]["eval_loss"])
 
 
-def _is_over(history: list[Metrics], config: LoopConfig) -> bool:
+def is_over(history: list[Metrics], config: LoopConfig) -> bool:
     """Whether all epochs are through, or too many brought nothing better."""
     if len(history) >= config.epochs:
         return True
@@ -167,15 +167,19 @@ def _train_epoch(
         state, metrics = run_chunk(state=state, plan=chunk)
         metrics = check_finite(jax.device_get(metrics), done, _ADVICE)
         done += len(chunk.window)
-        # An empty micro-batch, at the end of an accumulation window, counts 0.
-        rows = np.sum(chunk.rows >= 0, axis=1)
-        totals = {name: float(rows @ values) for name, values in metrics.items()}
+        totals = metric_sums(metrics, chunk)
         sums = {name: sums.get(name, 0.0) + totals[name] for name in totals}
-        count = int(rows.sum())
+        count = int(np.sum(chunk.rows >= 0))
         on_chunk(done, {name: total / count for name, total in totals.items()})
     means = {name: total / len(plan.labels) for name, total in sums.items()}
     rate = len(plan.labels) / (time.perf_counter() - start)
     return state, {"epoch": epoch, **means, "examples_per_second": rate}
+
+
+def metric_sums(metrics: dict[str, np.ndarray], plan: Plan) -> Metrics:
+    """Sums over rows of means `[m]` over micro-batches; an empty one counts 0."""
+    rows = np.sum(plan.rows >= 0, axis=1)
+    return {name: float(rows @ values) for name, values in metrics.items()}
 
 
 def _chunks(plan: Plan) -> Iterator[Plan]:
@@ -212,15 +216,21 @@ def check_finite(
     Raises:
       UserError: a value is not finite.
     """
+    if what := not_finite(metrics, done):
+        raise UserError(f"{what}: {advice}.")
+    return metrics
+
+
+def not_finite(metrics: dict[str, np.ndarray], done: int) -> str:
+    """Which term is not finite first, and when; nothing if all are."""
     # The parts come before their sum: the message should name the culprit.
     names = sorted(metrics, key=lambda n: (n == "grad_norm", n == "loss", n))
     values = np.stack([metrics[name] for name in names], axis=1)
     bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        step, name = bad[0]
-        what = f"{names[name]} is {values[step, name]} at step {done + step + 1}"
-        raise UserError(f"{what}: {advice}.")
-    return metrics
+    if not len(bad):
+        return ""
+    step, name = bad[0]
+    return f"{names[name]} is {values[step, name]} at step {done + step + 1}"
 
 
 class _Log:

@@ -194,7 +194,11 @@ def start_run(config: FinetuneConfig) -> RunDirectory:
     run = start(config.output)
     read = corpus_paths(config.data, config.data_manifest)
     manifest = [config.data_manifest] if config.data_manifest else []
-    check_outputs({"meta": config.meta}, reads=[*read, *manifest], run=run.path)
+    check_outputs(
+        {"meta": config.meta},
+        reads=[*read, *manifest, *([config.val] if config.val else [])],
+        run=run.path,
+    )
     if run.path.is_dir():
         with run.alone():
             pass

@@ -14,6 +14,7 @@ from prefchat_jax.models.classifier import (
     Params,
     init_params,
 )
+from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names
@@ -21,7 +22,7 @@ from prefchat_jax.training.loop import Progress
 from prefchat_jax.training.parts import Part, count_parts
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.scorer_run import ScorerStart
-from prefchat_jax.training.steps import Recipe
+from prefchat_jax.training.steps import Recipe, Rows, predict
 from prefchat_jax.training.warm_start import Report, grow
 
 
@@ -97,9 +98,34 @@ def initial_params(
     return grow(source.params, params, theirs, names, model.growing_axes)
 
 
+def with_reference(
+    config: FinetuneConfig,
+    recipe: Recipe,
+    params: Params,
+    train: Rows,
+    progress: Progress,
+) -> Rows:
+    """The rows with the logits of the frozen start, if the objective wants them.
+
+    On the buckets of --weights these are its own, on others near 0.
+    """
+    row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
+    if not row.reference or config.pref_weight == 0:
+        return train
+    if not config.weights:
+        progress.notice(
+            f"--pref_objective {config.pref_objective} without --weights: the "
+            "reference policy is uniform"
+        )
+        return train
+    logits = predict(recipe.model, params, train.ids, train.weights)
+    return train._replace(ref_logits=logits)
+
+
 def _clustering(settings: dict[str, Any], fingerprint: str) -> str:
     """What a clustering depends on: the same again finds the same clusters."""
-    count, seed = settings["num_buckets"], settings["seed"]
+    count, seed = settings["num_buckets"], settings.get("data_seed")
+    seed = settings["seed"] if seed is None else seed
     return f"{count} of data {fingerprint[:12]}, seed {seed}"
 
 

@@ -159,11 +159,7 @@ def predict(
     config: BucketModel, params: Params, ids: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Logits `[n, C]` as NumPy, in batches of at most `EVAL_BATCH` rows."""
-    starts = range(0, len(ids), EVAL_BATCH)
-    parts = [
-        _logits(config, params, *_padded(ids, weights, start, len(ids)))
-        for start in starts
-    ]
+    parts = [_logits(config, params, *batch) for batch in eval_batches(ids, weights)]
     if not parts:
         return np.zeros((0, config.num_buckets), np.float32)
     return np.concatenate(parts)[: len(ids)]
@@ -181,12 +177,18 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"loss": -float(gold.mean()), "accuracy": float(accuracy)}
 
 
-def _padded(ids, weights, start, total):
-    """One batch, padded to a power of two so that few shapes are compiled."""
-    rows = slice(start, start + EVAL_BATCH)
-    missing = min(EVAL_BATCH, 1 << (total - 1).bit_length()) - len(ids[rows])
-    pad = lambda x: np.pad(x[rows], ((0, max(missing, 0)), (0, 0)))
-    return pad(ids), pad(weights)
+def eval_batches(
+    ids: np.ndarray, weights: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Bags `[n, features]` in batches, padded to a power of two: few shapes compile."""
+    size = min(EVAL_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
+    starts = range(0, len(ids), size)
+
+    def batch(x, start):
+        rows = x[start : start + size]
+        return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+
+    return [(batch(ids, start), batch(weights, start)) for start in starts]
 
 
 @partial(jax.jit, static_argnames="config")

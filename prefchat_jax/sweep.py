@@ -1,0 +1,275 @@
+"""Sweep: one corpus, many runs, one table of what each came to."""
+
+import csv
+import pathlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation.metrics import macro_f1
+from prefchat_jax.files import write_aside
+from prefchat_jax.finetune import Silent
+from prefchat_jax.training import catalogue
+from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.corpus import Corpus, load_corpus
+from prefchat_jax.training.loop import Progress, best_epoch
+from prefchat_jax.training.recipe import make_plan, make_recipe
+from prefchat_jax.training.run_directory import RunDirectory
+from prefchat_jax.training.start import (
+    Source,
+    initial_params,
+    load_source,
+    model_shape,
+    with_reference,
+)
+from prefchat_jax.training.steps import Rows
+from prefchat_jax.training.sweep import (
+    Outcome,
+    Program,
+    Run,
+    measured_program,
+    state_bytes,
+)
+from prefchat_jax.training.sweep_config import RUN_FIELDS, SweepConfig
+
+_MEMORY = 1 << 30  # Bytes for states of runs, where the device tells no limit.
+_WORTH_MEASURING = 16  # Fewer runs than this are through before it has paid.
+
+# What a row says of its run, beside its settings.
+FIGURES = (
+    "data_fingerprint",
+    "diverged",
+    "best_epoch",
+    "eval_loss",
+    "eval_accuracy",
+    "eval_macro_f1",
+    "loss",
+    "rewards/margins",
+    "rewards/accuracies",
+    "steps_per_second",
+    "runs_at_once",
+)
+COLUMNS = (*RUN_FIELDS, *FIGURES)
+
+# A row of the table: texts by column, as they stand in the file.
+Row = dict[str, str]
+
+
+class Sweep(NamedTuple):
+    """What a sweep leaves.
+
+    Attributes:
+      rows: of its runs, in their order, as in results.csv.
+      trained: how many of them were trained now; the others were there.
+      seconds: all in all.
+      compile_seconds: those that compiled.
+      memory: bytes of the largest program.
+    """
+
+    rows: list[Row]
+    trained: int
+    seconds: float
+    compile_seconds: float
+    memory: int
+
+
+def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
+    """Trains every run that --output has no row of yet, and writes results.csv.
+
+    Raises:
+      UserError: bad data or settings; rows of runs that are through are kept.
+    """
+    start = time.perf_counter()
+    configs = list(config.runs())
+    output = RunDirectory.create(config.output)
+    table = output.path / "results.csv"
+    progress = _Once(progress)
+    corpus = load_corpus(configs[0], progress)
+    source = load_source(configs[0])
+    runs = [_run(run, corpus, source, progress) for run in configs]
+    keys = [
+        _settings(config, run, corpus)
+        for config, run in zip(configs, runs, strict=True)
+    ]
+    with output.alone():
+        rows = _read(table)
+        todo = {i: run for i, run in enumerate(runs) if _identity(keys[i]) not in rows}
+        spent = _Spent()
+        for number, outcome, at_once in _train(config, todo, corpus, spent, progress):
+            row = keys[number] | _figures(outcome, corpus, at_once)
+            rows[_identity(row)] = row
+            _write(table, rows.values())
+    return Sweep(
+        [rows[_identity(key)] for key in keys],
+        len(todo),
+        time.perf_counter() - start,
+        spent.compile_seconds,
+        spent.memory,
+    )
+
+
+class _Spent:
+    """What the programs of a sweep cost."""
+
+    def __init__(self):
+        self.compile_seconds, self.memory = 0.0, 0
+
+    def add(self, program: Program) -> None:
+        """Counts one program."""
+        self.compile_seconds += program.compile_seconds
+        self.memory = max(self.memory, program.memory)
+
+
+def _train(
+    config: SweepConfig,
+    runs: dict[int, Run],
+    corpus: Corpus,
+    spent: _Spent,
+    progress: Progress,
+) -> Iterator[tuple[int, Outcome, int]]:
+    """Yields the number of each run, what it came to, and how many trained together.
+
+    Runs of one structure are one program; how many of them train together is found
+    out with the first.
+    """
+    train = jax.tree.map(jnp.asarray, corpus.train)
+    kinds: dict[Any, list[int]] = {}
+    for number, run in runs.items():
+        kinds.setdefault(run.structure(), []).append(number)
+    at_once, done = config.runs_at_once, 0
+    for place, members in enumerate(kinds.values(), 1):
+        progress.stage(f"program {place} of {len(kinds)}")
+        start = time.perf_counter()
+        mine = [runs[number] for number in members]
+        if at_once is None and len(runs) >= _WORTH_MEASURING:
+            program = _measured(mine, train, corpus, progress)
+            at_once = program.at_once
+        else:
+            program = Program(mine, min(at_once or 1, len(mine)), train, corpus.val)
+        spent.add(program)
+        for first in range(0, len(members), program.at_once):
+            together = members[first : first + program.at_once]
+            outcomes = program.train([runs[number] for number in together])
+            for number, outcome in zip(together, outcomes, strict=True):
+                yield number, outcome, program.at_once
+            done += len(together)
+            if outcomes[-1].history:
+                progress.chunk(done, len(runs), outcomes[-1].history[-1])
+        progress.notice(
+            f"program {place} of {len(kinds)}: {len(members)} runs in "
+            f"{time.perf_counter() - start:.1f} s, {program.at_once} at once, "
+            f"{program.compile_seconds:.1f} s of it to compile"
+        )
+
+
+def _measured(
+    runs: Sequence[Run], train: Rows, corpus: Corpus, progress: Progress
+) -> Program:
+    """The program with the fastest number of runs at once, which it tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    room = stats.get("bytes_limit", 2 * _MEMORY) // 2
+    most = max(1, room // state_bytes(runs[0]))
+    program, seconds = measured_program(runs, train, corpus.val, most=most)
+    listed = ", ".join(f"{count}: {took:.3f} s" for count, took in seconds.items())
+    progress.notice(f"an epoch of a run, by runs at once: {listed}")
+    return program
+
+
+def _run(
+    config: FinetuneConfig, corpus: Corpus, source: Source | None, progress: Progress
+) -> Run:
+    """What `finetune` would make of the flags."""
+    model = model_shape(config, corpus, source)
+    recipe, loop = make_recipe(config, model, corpus, progress)
+    params = lambda: initial_params(config, model, corpus, source)[0]
+
+    def ref_logits():
+        rows = with_reference(config, recipe, params(), corpus.train, progress)
+        return rows.ref_logits
+
+    return Run(recipe, loop, make_plan(config, corpus), params, ref_logits)
+
+
+def _settings(config: FinetuneConfig, run: Run, corpus: Corpus) -> Row:
+    """The settings of a run, those that it was left to choose included."""
+    values = {name: getattr(config, name) for name in RUN_FIELDS}
+    values |= {
+        "epochs": run.loop.epochs,
+        "batch_size": run.plan.batch_size,
+        "warmup_steps": run.recipe.optimizer.warmup_steps,
+        "data_fingerprint": corpus.fingerprint[:16],
+    }
+    row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
+    for name, default in (("pref_beta", row.beta), ("pref_margin", row.margin)):
+        if values[name] is None:
+            values[name] = default
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _figures(outcome: Outcome, corpus: Corpus, at_once: int) -> Row:
+    """What a run came to; a diverged one has no figures but where it did."""
+    found: dict[str, Any] = {"diverged": outcome.diverged or None}
+    if not outcome.diverged:
+        best = best_epoch(outcome.history)
+        metrics = outcome.history[best - 1]
+        found |= {name: metrics[name] for name in FIGURES if name in metrics}
+        found["best_epoch"] = best
+        found["eval_macro_f1"] = macro_f1(outcome.predicted, corpus.val.labels)
+    found["steps_per_second"] = round(outcome.steps_per_second, 1)
+    found["runs_at_once"] = at_once
+    return {name: _text(found.get(name)) for name in FIGURES[1:]}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _identity(row: Row) -> tuple[str, ...]:
+    """Rows with one identity are of one run."""
+    return tuple(row[name] for name in (*RUN_FIELDS, "data_fingerprint"))
+
+
+def _read(path: pathlib.Path) -> dict[tuple[str, ...], Row]:
+    """The rows that are there already, by identity."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no table of a sweep: {error}.") from error
+    if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row for row in rows):
+        raise UserError(
+            f"{path} has other columns than this version writes: choose another "
+            "--output."
+        )
+    return {_identity(row): row for row in rows}
+
+
+def _write(path: pathlib.Path, rows: Iterable[Row]) -> None:
+    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class _Once:
+    """Progress that tells each notice once, not for every run."""
+
+    def __init__(self, progress: Progress):
+        self._told: set[str] = set()
+        self._progress = progress
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._progress, name)
+
+    def notice(self, text: str) -> None:
+        """A line that the user should know, if it is new."""
+        if text not in self._told:
+            self._told.add(text)
+            self._progress.notice(text)
