@@ -248,7 +248,7 @@ def measured_program(
 
 def state_bytes(run: Run) -> int:
     """Bytes of the state of one run, which every run at once needs."""
-    state = jax.eval_shape(lambda: init_state(run.recipe, run.params()))
+    state = jax.eval_shape(init_state, run.recipe, run.params())
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 

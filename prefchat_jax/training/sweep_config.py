@@ -48,15 +48,13 @@ RUN_FIELDS = tuple(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig(FinetuneConfig):
-    """Train many runs as few compiled programs, and write one table of figures.
-
-    Every flag of finetune is a setting of all runs; --grid and its kin vary some.
-    """
+    """Train many runs as few compiled programs, and write one table of figures."""
 
     seeds: int = 3
     """Runs of each setting, with seeds from --seed on; all share one split."""
     grid: tuple[str, ...] = ()
-    """Values of other flags: `lr=1e-3,6e-3 pref_beta=1,2`; all are combined."""
+    """Values of flags: `lr=1e-3,6e-3 pref_beta=1,2`; each goes with each. The other
+    flags are settings of all runs."""
     objectives: tuple[str, ...] = ()
     """The same as --grid pref_objective=..."""
     groups: tuple[GroupName, ...] = ()
