@@ -27,6 +27,7 @@ from prefchat_jax.training.run_directory import (
 )
 from prefchat_jax.training.scorer_run import ScorerStart, scorer_start, train_scorer
 from prefchat_jax.training.start import (
+    frozen_start,
     initial_params,
     load_source,
     model_shape,
@@ -87,6 +88,9 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     if config.resume:
         _check_same_run(run, config, corpus, start_hash)
     scorer = scorer_start(run, config, corpus.featurizer, corpus.scored)
+    trained, (train, val) = frozen_start(
+        config, recipe, params, (corpus.train, corpus.val)
+    )
     with run.alone():
         if not config.resume:
             RunDirectory.create(run.path)  # Another may have finished meanwhile.
@@ -99,11 +103,11 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
         progress.stage("training")
         result = fit(
             run,
-            recipe,
+            trained,
             loop,
             params,
-            corpus.train,
-            corpus.val,
+            train,
+            val,
             make_plan(config, corpus),
             progress,
             scorer_params,

@@ -1,6 +1,7 @@
 """Sweep: one corpus, many runs, one table of what each came to."""
 
 import csv
+import dataclasses
 import pathlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.metrics import macro_f1
 from prefchat_jax.files import write_aside
 from prefchat_jax.finetune import Silent
+from prefchat_jax.models.frozen import freeze, trained_params
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, load_corpus
@@ -21,6 +23,7 @@ from prefchat_jax.training.recipe import make_plan, make_recipe
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.start import (
     Source,
+    frozen_start,
     initial_params,
     load_source,
     model_shape,
@@ -91,20 +94,21 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
     corpus = load_corpus(configs[0], progress)
     source = load_source(configs[0])
     runs = [_run(run, corpus, source, progress) for run in configs]
+    rows = _rows(configs[0], corpus, source, progress)
     keys = [
         _settings(config, run, corpus)
         for config, run in zip(configs, runs, strict=True)
     ]
     with output.alone():
-        rows = _read(table)
-        todo = {i: run for i, run in enumerate(runs) if _identity(keys[i]) not in rows}
+        found = _read(table)
+        todo = {i: run for i, run in enumerate(runs) if _identity(keys[i]) not in found}
         spent = _Spent()
-        for number, outcome, at_once in _train(config, todo, corpus, spent, progress):
+        for number, outcome, at_once in _train(config, todo, rows, spent, progress):
             row = keys[number] | _figures(outcome, corpus, at_once)
-            rows[_identity(row)] = row
-            _write(table, rows.values())
+            found[_identity(row)] = row
+            _write(table, found.values())
     return Sweep(
-        [rows[_identity(key)] for key in keys],
+        [found[_identity(key)] for key in keys],
         len(todo),
         time.perf_counter() - start,
         spent.compile_seconds,
@@ -127,7 +131,7 @@ class _Spent:
 def _train(
     config: SweepConfig,
     runs: dict[int, Run],
-    corpus: Corpus,
+    rows: tuple[Rows, Rows],
     spent: _Spent,
     progress: Progress,
 ) -> Iterator[tuple[int, Outcome, int]]:
@@ -136,7 +140,7 @@ def _train(
     Runs of one structure are one program; how many of them train together is found
     out with the first.
     """
-    train = jax.tree.map(jnp.asarray, corpus.train)
+    train, val = jax.tree.map(jnp.asarray, rows[0]), rows[1]
     kinds: dict[Any, list[int]] = {}
     for number, run in runs.items():
         kinds.setdefault(run.structure(), []).append(number)
@@ -146,10 +150,10 @@ def _train(
         start = time.perf_counter()
         mine = [runs[number] for number in members]
         if at_once is None and len(runs) >= _WORTH_MEASURING:
-            program = _measured(mine, train, corpus, progress)
+            program = _measured(mine, train, val, progress)
             at_once = program.at_once
         else:
-            program = Program(mine, min(at_once or 1, len(mine)), train, corpus.val)
+            program = Program(mine, min(at_once or 1, len(mine)), train, val)
         spent.add(program)
         for first in range(0, len(members), program.at_once):
             together = members[first : first + program.at_once]
@@ -167,13 +171,13 @@ def _train(
 
 
 def _measured(
-    runs: Sequence[Run], train: Rows, corpus: Corpus, progress: Progress
+    runs: Sequence[Run], train: Rows, val: Rows, progress: Progress
 ) -> Program:
     """The program with the fastest number of runs at once, which it tells."""
     stats = jax.local_devices()[0].memory_stats() or {}
     room = stats.get("bytes_limit", 2 * _MEMORY) // 2
     most = max(1, room // state_bytes(runs[0]))
-    program, seconds = measured_program(runs, train, corpus.val, most=most)
+    program, seconds = measured_program(runs, train, val, most=most)
     listed = ", ".join(f"{count}: {took:.3f} s" for count, took in seconds.items())
     progress.notice(f"an epoch of a run, by runs at once: {listed}")
     return program
@@ -191,7 +195,23 @@ def _run(
         rows = with_reference(config, recipe, params(), corpus.train, progress)
         return rows.ref_logits
 
-    return Run(recipe, loop, make_plan(config, corpus), params, ref_logits)
+    plan = make_plan(config, corpus)
+    if not config.frozen_features:
+        return Run(recipe, loop, plan, params, ref_logits)
+    head = dataclasses.replace(recipe, model=freeze(model))
+    return Run(head, loop, plan, lambda: trained_params(params()), ref_logits)
+
+
+def _rows(
+    config: FinetuneConfig, corpus: Corpus, source: Source | None, progress: Progress
+) -> tuple[Rows, Rows]:
+    """Training and validation rows of all runs; a frozen encoder has no seed."""
+    model = model_shape(config, corpus, source)
+    recipe, _ = make_recipe(config, model, corpus, progress)
+    params, _ = initial_params(config, model, corpus, source)
+    parts = corpus.train, corpus.val
+    train, val = frozen_start(config, recipe, params, parts)[1]
+    return train, val
 
 
 def _settings(config: FinetuneConfig, run: Run, corpus: Corpus) -> Row:

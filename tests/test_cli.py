@@ -183,6 +183,7 @@ WRONG_VALUES = {
     "scorer_lr": "0",
     "scorer_group_estimator": "mean",
     "scorer_hard_negatives": "-1",
+    "frozen_features": None,
     "seed": "-1",
     "data_seed": "-1",
     "device": "npu",

@@ -13,7 +13,7 @@ from prefchat_jax.finetune import Silent, finetune
 from prefchat_jax.sweep import COLUMNS, sweep
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
-from prefchat_jax.training.steps import predict
+from prefchat_jax.training.steps import predict, score
 from prefchat_jax.training.sweep_config import RUN_FIELDS, SweepConfig
 
 FIGURES = ("eval_loss", "eval_accuracy", "loss", "rewards/margins")
@@ -308,3 +308,32 @@ def test_settings_of_runs_are_those_of_finetune():
     assert set(RUN_FIELDS) < fields
     left = fields - set(RUN_FIELDS) - {"output", "device", "meta", "resume"}
     assert all(name.startswith(("scorer_", "weights_", "max_")) for name in left)
+
+
+def test_heads_on_frozen_features_train_together(run, corpus_path, tmp_path):
+    base = {"weights": str(run.run.path), "frozen_features": True, "pref_weight": 0.5}
+    base |= {"pref_objective": "dpo", "ema_decay": 0.5}
+    config = sweeping(
+        corpus_path, tmp_path / "s", grid=("lr=0.01,0.03",), seeds=2, **base
+    )
+    rows = sweep(config).rows
+    result = alone(rows[3], corpus_path, tmp_path / "alone", lr=0.03, **base)
+    assert_same(rows[3], result, rtol=1e-12)
+    together = dataclasses.replace(config, output=str(tmp_path / "t"), runs_at_once=4)
+    assert_same(sweep(together).rows[3], result, rtol=1e-4)
+
+
+def test_frozen_features_are_those_of_the_encoder_and_stay(run, corpus_path, tmp_path):
+    base = {"weights": str(run.run.path), "epochs": 2}
+    result = finetune(quick(corpus_path, tmp_path / "a", frozen_features=True, **base))
+    (model, params), (_, source) = map(load_model, (result.run, run.run))
+    assert np.array_equal(params["encoder"]["table"], source["encoder"]["table"])
+    assert (params["head"]["base"]["kernel"] != source["head"]["base"]["kernel"]).any()
+    # The run that is saved, with its encoder, gives the figures of the head alone.
+    val = result.corpus.val
+    found = score(predict(model, params, val.ids, val.weights), val.labels)
+    best = result.fit.history[result.fit.best_epoch - 1]
+    np.testing.assert_allclose(found["loss"], best["eval_loss"], rtol=1e-5)
+    # Without dropout another head comes out.
+    dropped = finetune(quick(corpus_path, tmp_path / "b", **base))
+    assert dropped.fit.history[0]["loss"] != result.fit.history[0]["loss"]

@@ -71,7 +71,7 @@ class ModelConfig(BucketModel):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """See `BucketModel`; a key turns feature dropout on."""
-        return nnx.merge(_graphdef(self), params)(ids, weights, key=key)
+        return classifier(self, params)(ids, weights, key=key)
 
 
 class BucketClassifier(nnx.Module):
@@ -125,6 +125,11 @@ def bucket_logits(
 def abstract_params(config: BucketModel) -> Params:
     """Shapes and dtypes of the parameters, without memory."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def classifier(config: ModelConfig, params: Params) -> BucketClassifier:
+    """The module of a model with these parameters."""
+    return nnx.merge(_graphdef(config), params)
 
 
 @functools.cache

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from prefchat_jax.datasets.labels import Label
+from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import (
     BucketModel,
     ModelConfig,
     Params,
     init_params,
 )
+from prefchat_jax.models.frozen import freeze, frozen_vectors
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
@@ -120,6 +123,32 @@ def with_reference(
         return train
     logits = predict(recipe.model, params, train.ids, train.weights)
     return train._replace(ref_logits=logits)
+
+
+def frozen_start(
+    config: FinetuneConfig, recipe: Recipe, params: Params, parts: Sequence[Rows]
+) -> tuple[Recipe, list[Rows]]:
+    """With --frozen_features: a recipe of the head alone, and rows of vectors for it.
+
+    Raises:
+      UserError: the model of --weights has no encoder to freeze.
+    """
+    model = recipe.model
+    if not config.frozen_features:
+        return recipe, list(parts)
+    if not isinstance(model, ModelConfig):
+        raise UserError(
+            f"--frozen_features: the model of --weights {config.weights} is all head: "
+            "it has no encoder to freeze."
+        )
+    rows = [
+        part._replace(
+            ids=np.zeros((len(part.ids), 0), np.int32),
+            weights=frozen_vectors(model, params, part.ids, part.weights),
+        )
+        for part in parts
+    ]
+    return dataclasses.replace(recipe, model=freeze(model)), rows
 
 
 def _clustering(settings: dict[str, Any], fingerprint: str) -> str:

@@ -20,6 +20,7 @@ _OF_THE_CORPUS = {
     "data_manifest",
     "val",
     "weights",
+    "frozen_features",
     "data_seed",
     "num_buckets",
     "split_mode",
