@@ -27,7 +27,8 @@ from prefchat_jax.training.run_directory import (
 )
 from prefchat_jax.training.scorer_run import ScorerStart, scorer_start, train_scorer
 from prefchat_jax.training.start import (
-    frozen_start,
+    frozen_recipe,
+    frozen_rows,
     initial_params,
     load_source,
     model_shape,
@@ -88,8 +89,8 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     if config.resume:
         _check_same_run(run, config, corpus, start_hash)
     scorer = scorer_start(run, config, corpus.featurizer, corpus.scored)
-    trained, (train, val) = frozen_start(
-        config, recipe, params, (corpus.train, corpus.val)
+    train, val = (
+        frozen_rows(config, recipe, params, rows) for rows in (corpus.train, corpus.val)
     )
     with run.alone():
         if not config.resume:
@@ -103,7 +104,7 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
         progress.stage("training")
         result = fit(
             run,
-            trained,
+            frozen_recipe(config, recipe),
             loop,
             params,
             train,

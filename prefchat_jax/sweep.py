@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.metrics import macro_f1
 from prefchat_jax.files import write_aside
 from prefchat_jax.finetune import Silent
-from prefchat_jax.models.frozen import freeze, trained_params
+from prefchat_jax.models.frozen import trained_params
 from prefchat_jax.training import catalogue
+from prefchat_jax.training.checkpoints import fingerprint
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, load_corpus
 from prefchat_jax.training.loop import Progress, best_epoch
@@ -23,7 +24,8 @@ from prefchat_jax.training.recipe import make_plan, make_recipe
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.start import (
     Source,
-    frozen_start,
+    frozen_recipe,
+    frozen_rows,
     initial_params,
     load_source,
     model_shape,
@@ -44,7 +46,7 @@ _WORTH_MEASURING = 16  # Fewer runs than this are through before it has paid.
 
 # What a row says of its run, beside its settings.
 FIGURES = (
-    "data_fingerprint",
+    "fingerprint",
     "diverged",
     "best_epoch",
     "eval_loss",
@@ -53,6 +55,7 @@ FIGURES = (
     "loss",
     "rewards/margins",
     "rewards/accuracies",
+    "reliability",
     "steps_per_second",
     "runs_at_once",
 )
@@ -90,13 +93,16 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
     configs = list(config.runs())
     output = RunDirectory.create(config.output)
     table = output.path / "results.csv"
-    progress = _Once(progress)
+    progress = cast(Progress, _Once(progress))
     corpus = load_corpus(configs[0], progress)
     source = load_source(configs[0])
+    identity = corpus.fingerprint[:16]
+    if source is not None:
+        identity += fingerprint(source.params, corpus.featurizer)[:16]
     runs = [_run(run, corpus, source, progress) for run in configs]
     rows = _rows(configs[0], corpus, source, progress)
     keys = [
-        _settings(config, run, corpus)
+        _settings(config, run, identity)
         for config, run in zip(configs, runs, strict=True)
     ]
     with output.alone():
@@ -116,16 +122,12 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
     )
 
 
+@dataclasses.dataclass
 class _Spent:
     """What the programs of a sweep cost."""
 
-    def __init__(self):
-        self.compile_seconds, self.memory = 0.0, 0
-
-    def add(self, program: Program) -> None:
-        """Counts one program."""
-        self.compile_seconds += program.compile_seconds
-        self.memory = max(self.memory, program.memory)
+    compile_seconds: float = 0.0
+    memory: int = 0
 
 
 def _train(
@@ -150,11 +152,13 @@ def _train(
         start = time.perf_counter()
         mine = [runs[number] for number in members]
         if at_once is None and len(runs) >= _WORTH_MEASURING:
-            program = _measured(mine, train, val, progress)
+            program, compiling = _measured(mine, train, val, progress)
             at_once = program.at_once
         else:
             program = Program(mine, min(at_once or 1, len(mine)), train, val)
-        spent.add(program)
+            compiling = program.compile_seconds
+        spent.compile_seconds += compiling
+        spent.memory = max(spent.memory, program.memory)
         for first in range(0, len(members), program.at_once):
             together = members[first : first + program.at_once]
             outcomes = program.train([runs[number] for number in together])
@@ -166,21 +170,21 @@ def _train(
         progress.notice(
             f"program {place} of {len(kinds)}: {len(members)} runs in "
             f"{time.perf_counter() - start:.1f} s, {program.at_once} at once, "
-            f"{program.compile_seconds:.1f} s of it to compile"
+            f"{compiling:.1f} s of it to compile"
         )
 
 
 def _measured(
     runs: Sequence[Run], train: Rows, val: Rows, progress: Progress
-) -> Program:
-    """The program with the fastest number of runs at once, which it tells."""
+) -> tuple[Program, float]:
+    """The program with the fastest number of runs at once, and seconds to compile."""
     stats = jax.local_devices()[0].memory_stats() or {}
     room = stats.get("bytes_limit", 2 * _MEMORY) // 2
     most = max(1, room // state_bytes(runs[0]))
-    program, seconds = measured_program(runs, train, val, most=most)
+    program, seconds, compiling = measured_program(runs, train, val, most=most)
     listed = ", ".join(f"{count}: {took:.3f} s" for count, took in seconds.items())
     progress.notice(f"an epoch of a run, by runs at once: {listed}")
-    return program
+    return program, compiling
 
 
 def _run(
@@ -195,33 +199,32 @@ def _run(
         rows = with_reference(config, recipe, params(), corpus.train, progress)
         return rows.ref_logits
 
+    head = frozen_recipe(config, recipe)
     plan = make_plan(config, corpus)
     if not config.frozen_features:
-        return Run(recipe, loop, plan, params, ref_logits)
-    head = dataclasses.replace(recipe, model=freeze(model))
+        return Run(head, loop, plan, params, ref_logits)
     return Run(head, loop, plan, lambda: trained_params(params()), ref_logits)
 
 
 def _rows(
     config: FinetuneConfig, corpus: Corpus, source: Source | None, progress: Progress
 ) -> tuple[Rows, Rows]:
-    """Training and validation rows of all runs; a frozen encoder has no seed."""
+    """Training and validation rows of all runs: a frozen encoder knows no seed."""
     model = model_shape(config, corpus, source)
     recipe, _ = make_recipe(config, model, corpus, progress)
     params, _ = initial_params(config, model, corpus, source)
-    parts = corpus.train, corpus.val
-    train, val = frozen_start(config, recipe, params, parts)[1]
-    return train, val
+    freeze = lambda rows: frozen_rows(config, recipe, params, rows)
+    return freeze(corpus.train), freeze(corpus.val)
 
 
-def _settings(config: FinetuneConfig, run: Run, corpus: Corpus) -> Row:
+def _settings(config: FinetuneConfig, run: Run, identity: str) -> Row:
     """The settings of a run, those that it was left to choose included."""
     values = {name: getattr(config, name) for name in RUN_FIELDS}
     values |= {
         "epochs": run.loop.epochs,
         "batch_size": run.plan.batch_size,
         "warmup_steps": run.recipe.optimizer.warmup_steps,
-        "data_fingerprint": corpus.fingerprint[:16],
+        "fingerprint": identity,
     }
     row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
     for name, default in (("pref_beta", row.beta), ("pref_margin", row.margin)):
@@ -239,6 +242,11 @@ def _figures(outcome: Outcome, corpus: Corpus, at_once: int) -> Row:
         found |= {name: metrics[name] for name in FIGURES if name in metrics}
         found["best_epoch"] = best
         found["eval_macro_f1"] = macro_f1(outcome.predicted, corpus.val.labels)
+        if "reliability/0" in metrics:
+            found["reliability"] = ", ".join(
+                f"{name}={metrics[f'reliability/{source}']:.6f}"
+                for source, name in enumerate(corpus.sources)
+            )
     found["steps_per_second"] = round(outcome.steps_per_second, 1)
     found["runs_at_once"] = at_once
     return {name: _text(found.get(name)) for name in FIGURES[1:]}
@@ -250,7 +258,7 @@ def _text(value: Any) -> str:
 
 def _identity(row: Row) -> tuple[str, ...]:
     """Rows with one identity are of one run."""
-    return tuple(row[name] for name in (*RUN_FIELDS, "data_fingerprint"))
+    return tuple(row[name] for name in (*RUN_FIELDS, "fingerprint"))
 
 
 def _read(path: pathlib.Path) -> dict[tuple[str, ...], Row]:

@@ -21,14 +21,14 @@ FIGURES = ("eval_loss", "eval_accuracy", "loss", "rewards/margins")
 
 def sweeping(corpus_path, output, *, grid=(), seeds=1, at_once=1, **changes):
     """A small sweep; its runs are those of `quick`."""
-    plain = dataclasses.asdict(quick(corpus_path, output, epochs=3, **changes))
+    plain = dataclasses.asdict(quick(corpus_path, output, **({"epochs": 3} | changes)))
     return SweepConfig(**plain, grid=grid, seeds=seeds, runs_at_once=at_once)
 
 
 def alone(row, corpus_path, output, **changes):
     """The run that a row is about, by finetune, with the row's own settings."""
-    known = {"data_seed": 0, "seed": int(row["seed"])} | changes
-    return finetune(quick(corpus_path, output, epochs=3, **known))
+    known = {"data_seed": 0, "seed": int(row["seed"]), "epochs": 3} | changes
+    return finetune(quick(corpus_path, output, **known))
 
 
 def assert_same(row, result, **tolerance):
@@ -64,6 +64,10 @@ def test_a_run_of_a_sweep_is_that_run_alone_bit_for_bit(name, corpus_path, tmp_p
     val = result.corpus.val
     predicted = predict(model, params, val.ids, val.weights).argmax(axis=-1)
     assert float(rows[3]["eval_macro_f1"]) == macro_f1(predicted, val.labels)
+    trusted = result.run.config().get("reliability", {})
+    assert rows[3]["reliability"] == ", ".join(
+        f"{who}={value:.6f}" for who, value in trusted.items()
+    )
 
 
 # ... and every float of a recipe: each value of it is another run.
@@ -180,6 +184,18 @@ def test_a_run_that_diverges_is_told_and_stops_no_other(corpus_path, tmp_path):
     assert columns[-2:] == ["runs", "diverged"]
     assert [row[0] for row in cells] == ["0.02", "1e+38"]
     assert [row[-1] for row in cells] == ["0", "1"]
+
+
+def test_runs_that_train_together_stop_each_when_it_is_time(corpus_path, tmp_path):
+    base = {"epochs": 9, "early_stop_patience": 1}
+    config = sweeping(
+        corpus_path, tmp_path / "s", grid=("lr=0.005,0.5",), at_once=2, **base
+    )
+    rows = sweep(config).rows
+    assert int(rows[0]["best_epoch"]) > int(rows[1]["best_epoch"]) + 1
+    result = alone(rows[1], corpus_path, tmp_path / "alone", lr=0.5, **base)
+    assert len(result.fit.history) < 9
+    assert_same(rows[1], result, rtol=1e-4)
 
 
 def test_a_diverged_lane_leaves_its_neighbours_alone(corpus_path, tmp_path):

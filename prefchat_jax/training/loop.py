@@ -119,7 +119,8 @@ def fit(
             epoch = len(history) + 1
             state, row = _train_epoch(run_chunk, state, plan, epoch, on_chunk)
             params = eval_params(recipe, state, use_ema=config.use_ema)
-            row |= _validate(recipe, params, val) | _trust(recipe, state)
+            row |= _validate(recipe, params, val)
+            row |= trust(recipe, state.preference.reliability)
             history.append(row)
             # Logged first: an epoch that is saved but not logged could not resume.
             log.write({"summary": True} | row)
@@ -192,15 +193,20 @@ def _validate(recipe: Recipe, params: Params, val: Rows) -> Metrics:
     if not len(val.ids):
         return {}
     logits = predict(recipe.model, params, val.ids, val.weights)
+    return judged(logits, val)
+
+
+def judged(logits: np.ndarray, val: Rows) -> Metrics:
+    """What an epoch says of logits `[n, C]` of the validation rows."""
     return {f"eval_{name}": value for name, value in score(logits, val.labels).items()}
 
 
-def _trust(recipe: Recipe, state: TrainState) -> Metrics:
-    """How far RE-PO came to trust each source."""
+def trust(recipe: Recipe, reliability: Any) -> Metrics:
+    """How far RE-PO came to trust each of the `[sources]`."""
     if recipe.objective.preference.noise is not re_po:
         return {}
-    reliability = np.asarray(state.preference.reliability).tolist()
-    return {f"reliability/{source}": value for source, value in enumerate(reliability)}
+    values = np.asarray(reliability).tolist()
+    return {f"reliability/{source}": value for source, value in enumerate(values)}
 
 
 def check_finite(

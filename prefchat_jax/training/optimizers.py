@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
-from jax.typing import ArrayLike
 
 from prefchat_jax.models.classifier import Params
 
 Labels = Any
+Number = jax.Array | float
 
 
 @partial(
@@ -28,12 +28,12 @@ class OptimizerConfig:
 
     num_steps: int
     warmup_steps: int
-    lr: ArrayLike
+    lr: Number
     schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: ArrayLike = 0.0
-    clip_norm: ArrayLike | None = None
+    weight_decay: Number = 0.0
+    clip_norm: Number | None = None
     accumulate: int = 1
-    ema_decay: ArrayLike | None = None
+    ema_decay: Number | None = None
     head_only: bool = False
 
 
@@ -80,7 +80,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return tx
 
 
-def average_params(decay: ArrayLike) -> optax.GradientTransformation:
+def average_params(decay: Number) -> optax.GradientTransformation:
     """Feeds the updated parameters to `optax.ema`; chain it last."""
     ema = optax.ema(decay, debias=True)
 

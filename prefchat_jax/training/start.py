@@ -125,30 +125,33 @@ def with_reference(
     return train._replace(ref_logits=logits)
 
 
-def frozen_start(
-    config: FinetuneConfig, recipe: Recipe, params: Params, parts: Sequence[Rows]
-) -> tuple[Recipe, list[Rows]]:
-    """With --frozen_features: a recipe of the head alone, and rows of vectors for it.
+def frozen_recipe(config: FinetuneConfig, recipe: Recipe) -> Recipe:
+    """With --frozen_features: the recipe of the head alone; else as it is.
 
     Raises:
       UserError: the model of --weights has no encoder to freeze.
     """
-    model = recipe.model
     if not config.frozen_features:
-        return recipe, list(parts)
-    if not isinstance(model, ModelConfig):
+        return recipe
+    if not isinstance(recipe.model, ModelConfig):
         raise UserError(
             f"--frozen_features: the model of --weights {config.weights} is all head: "
             "it has no encoder to freeze."
         )
-    rows = [
-        part._replace(
-            ids=np.zeros((len(part.ids), 0), np.int32),
-            weights=frozen_vectors(model, params, part.ids, part.weights),
-        )
-        for part in parts
-    ]
-    return dataclasses.replace(recipe, model=freeze(model)), rows
+    return dataclasses.replace(recipe, model=freeze(recipe.model))
+
+
+def frozen_rows(
+    config: FinetuneConfig, recipe: Recipe, params: Params, rows: Rows
+) -> Rows:
+    """With --frozen_features: rows of vectors, for the head alone; else as they are."""
+    model = recipe.model
+    if not config.frozen_features or not isinstance(model, ModelConfig):
+        return rows
+    return rows._replace(
+        ids=np.zeros((len(rows.ids), 0), np.int32),
+        weights=frozen_vectors(model, params, rows.ids, rows.weights),
+    )
 
 
 def _clustering(settings: dict[str, Any], fingerprint: str) -> str:

@@ -21,8 +21,10 @@ from prefchat_jax.training.loop import (
     Metrics,
     best_epoch,
     is_over,
+    judged,
     metric_sums,
     not_finite,
+    trust,
 )
 from prefchat_jax.training.steps import (
     Recipe,
@@ -32,7 +34,6 @@ from prefchat_jax.training.steps import (
     eval_params,
     init_state,
     run_steps,
-    score,
 )
 
 _FASTER = 0.9  # Share of the seconds that more runs at once must stay below.
@@ -171,11 +172,13 @@ class Program:
         start = time.perf_counter()
         for epoch in range(1, runs[0].loop.epochs + 1):
             plans = self._plans(self._filled(runs), epoch)
-            states, metrics, logits = self._epoch(lanes, states, plans)
+            states, *found = self._epoch(lanes, states, plans)
             for i, track in enumerate(tracks):
-                plan = Plan(*(part[i] for part in plans))
-                values = {name: value[i] for name, value in metrics.items()}
-                track.add(values, plan, logits[i, : len(self._val.ids)], self._val)
+                plan, metrics, logits, reliability = jax.tree.map(
+                    lambda part, i=i: part[i], (plans, *found)
+                )
+                logits = logits[: len(self._val.ids)]
+                track.add(metrics, plan, reliability, logits, self._val)
             if all(track.is_over() for track in tracks):
                 break
         steps = epoch * runs[0].plan.micro_batches * len(runs)
@@ -199,7 +202,7 @@ class Program:
         return runs + [runs[-1]] * (self.at_once - len(runs))
 
     def _start(self, runs: Sequence[Run]) -> tuple[Lanes, TrainState]:
-        refs = [run.ref_logits() for run in runs]
+        refs = [ref for run in runs if (ref := run.ref_logits()) is not None]
         lanes = Lanes(
             _stack([jax.tree.map(np.float32, run.recipe) for run in runs]),
             jnp.stack([jax.random.key(run.loop.seed) for run in runs]),
@@ -207,7 +210,7 @@ class Program:
                 [run.loop.ramp_epochs * run.plan.micro_batches for run in runs],
                 jnp.float32,
             ),
-            None if refs[0] is None else jnp.stack(refs),
+            jnp.stack(refs) if refs else None,
         )
         params = _stack([run.params() for run in runs])
         return lanes, jax.vmap(init_state)(lanes.recipe, params)
@@ -217,13 +220,15 @@ class Program:
         return Plan(*(np.stack(parts) for parts in zip(*plans, strict=True)))
 
     def _epoch(self, lanes: Lanes, states: TrainState, plans: Plan) -> Any:
-        found = self._compiled(lanes, states, plans, self._train, self._batches)
-        return found[0], *jax.device_get(found[1:])
+        states, *found = self._compiled(
+            lanes, states, plans, self._train, self._batches
+        )
+        return states, *jax.device_get((*found, states.preference.reliability))
 
 
 def measured_program(
     runs: Sequence[Run], train: Rows, val: Rows, *, most: int
-) -> tuple[Program, dict[int, float]]:
+) -> tuple[Program, dict[int, float], float]:
     """The program with as many runs at once as this device is fastest with.
 
     Args:
@@ -233,17 +238,19 @@ def measured_program(
       most: runs at once that memory has room for.
 
     Returns:
-      The program, and the seconds of an epoch of a run, by runs at once.
+      The program, the seconds of an epoch of a run by runs at once, and those that
+      all programs took to compile.
     """
     best = Program(runs, 1, train, val)
-    seconds = {1: best.seconds_of_a_run(runs)}
+    seconds, compiling = {1: best.seconds_of_a_run(runs)}, best.compile_seconds
     while best.at_once * _STEP <= min(most, len(runs)):
         other = Program(runs, best.at_once * _STEP, train, val)
         seconds[other.at_once] = other.seconds_of_a_run(runs)
+        compiling += other.compile_seconds
         if seconds[other.at_once] > _FASTER * seconds[best.at_once]:
             break
         best = other
-    return best, seconds
+    return best, seconds, compiling
 
 
 def state_bytes(run: Run) -> int:
@@ -265,6 +272,7 @@ class _Track:
         self,
         metrics: dict[str, np.ndarray],
         plan: Plan,
+        reliability: np.ndarray,
         logits: np.ndarray,
         val: Rows,
     ) -> None:
@@ -277,8 +285,7 @@ class _Track:
             return
         sums = metric_sums(metrics, plan)
         means = {name: total / len(order.labels) for name, total in sums.items()}
-        judged = score(logits, val.labels)
-        means |= {f"eval_{name}": value for name, value in judged.items()}
+        means |= judged(logits, val) | trust(self._run.recipe, reliability)
         self._history.append({"epoch": epoch, **means})
         if best_epoch(self._history) == epoch:
             self._predicted = logits.argmax(axis=-1)
