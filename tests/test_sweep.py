@@ -353,3 +353,36 @@ def test_frozen_features_are_those_of_the_encoder_and_stay(run, corpus_path, tmp
     # Without dropout another head comes out.
     dropped = finetune(quick(corpus_path, tmp_path / "b", **base))
     assert dropped.fit.history[0]["loss"] != result.fit.history[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"user": "a b", "label": "pizza"}', "val.jsonl:1: label 'pizza' is not one"),
+        ('{"user": "a b", "assistant": "Yes."}', "val.jsonl:1: label no label is not"),
+        ('{"user": "a b", "label": "oos"}', "All rows are out of scope"),
+    ],
+)
+def test_validation_rows_that_do_not_fit_are_one_line(
+    rows, message, corpus_path, tmp_path, capsys
+):
+    (tmp_path / "val.jsonl").write_text(rows + "\n")
+    argv = ["--data", str(corpus_path), "--val", str(tmp_path / "val.jsonl")]
+    for command in ("finetune", "sweep"):
+        assert main([command, *argv, "--output", str(tmp_path / command)]) == 2
+        assert message in one_line(capsys)
+        assert not (tmp_path / command).exists()
+
+
+def test_clusters_have_no_validation_rows_of_their_own(corpus_path, tmp_path, capsys):
+    lines = [json.loads(line) for line in corpus_path.read_text().splitlines()]
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(
+        "".join(
+            json.dumps({"user": row["user"], "assistant": row["assistant"]}) + "\n"
+            for row in lines
+        )
+    )
+    argv = ["finetune", "--data", str(bare), "--val", str(corpus_path)]
+    assert main([*argv, "--output", str(tmp_path / "run")]) == 2
+    assert "the corpus has no labels" in one_line(capsys)
