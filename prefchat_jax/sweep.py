@@ -5,11 +5,13 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
+from prefchat_jax.building.config import usable_cores
 from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.metrics import macro_f1
 from prefchat_jax.files import write_aside
@@ -41,7 +43,7 @@ from prefchat_jax.training.sweep import (
 )
 from prefchat_jax.training.sweep_config import RUN_FIELDS, SweepConfig
 
-_MEMORY = 1 << 30  # Bytes for states of runs, where the device tells no limit.
+_MEMORY = 2 << 30  # Bytes for states of runs, where the device tells no limit.
 _WORTH_MEASURING = 16  # Fewer runs than this are through before it has paid.
 
 # What a row says of its run, beside its settings.
@@ -159,9 +161,7 @@ def _train(
             compiling = program.compile_seconds
         spent.compile_seconds += compiling
         spent.memory = max(spent.memory, program.memory)
-        for first in range(0, len(members), program.at_once):
-            together = members[first : first + program.at_once]
-            outcomes = program.train([runs[number] for number in together])
+        for together, outcomes in _side_by_side(program, runs, members):
             for number, outcome in zip(together, outcomes, strict=True):
                 yield number, outcome, program.at_once
             done += len(together)
@@ -174,17 +174,43 @@ def _train(
         )
 
 
+def _side_by_side(
+    program: Program, runs: dict[int, Run], members: list[int]
+) -> Iterator[tuple[list[int], list[Outcome]]]:
+    """Trains all members, chunk by chunk: on a CPU one chunk for each core.
+
+    A step of a small model keeps one core busy. Threads do: JAX computes outside of
+    Python's lock, and a run does not depend on what trains beside it.
+    """
+    cores = usable_cores() if jax.default_backend() == "cpu" else 1
+    room = _room(runs[members[0]]) // program.at_once
+    pool = ThreadPoolExecutor(max(1, min(cores, room)))
+    starts = range(0, len(members), program.at_once)
+    chunks = [members[start : start + program.at_once] for start in starts]
+    train = lambda chunk: program.train([runs[number] for number in chunk])
+    try:
+        yield from zip(chunks, pool.map(train, chunks), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _measured(
     runs: Sequence[Run], train: Rows, val: Rows, progress: Progress
 ) -> tuple[Program, float]:
     """The program with the fastest number of runs at once, and seconds to compile."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    room = stats.get("bytes_limit", 2 * _MEMORY) // 2
-    most = max(1, room // state_bytes(runs[0]))
-    program, seconds, compiling = measured_program(runs, train, val, most=most)
+    program, seconds, compiling = measured_program(
+        runs, train, val, most=_room(runs[0])
+    )
     listed = ", ".join(f"{count}: {took:.3f} s" for count, took in seconds.items())
     progress.notice(f"an epoch of a run, by runs at once: {listed}")
     return program, compiling
+
+
+def _room(run: Run) -> int:
+    """How many runs like this one half of the memory holds: of a GPU, or of 2 GiB."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    room = stats.get("bytes_limit", _MEMORY) // 2
+    return max(1, room // state_bytes(run))
 
 
 def _run(

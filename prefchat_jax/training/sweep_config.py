@@ -93,9 +93,9 @@ class SweepConfig(FinetuneConfig):
           UserError: an unknown name or a wrong value, or a name twice.
         """
         given = [
-            *self.grid,
             *(f"pref_objective={name}" for name in _joined(self.objectives)),
             *(f"pref_group_estimator={name}" for name in _joined(self.groups)),
+            *self.grid,
         ]
         axes: dict[str, list[Any]] = {}
         for text in given:
