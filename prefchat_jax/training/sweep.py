@@ -63,7 +63,6 @@ class Run(NamedTuple):
             jax.tree.structure(self.recipe),
             self.plan.batch_size,
             self.loop.epochs,
-            self.loop.patience,
             self.loop.use_ema,
         )
 
