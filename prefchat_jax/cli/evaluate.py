@@ -13,7 +13,8 @@ from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output, table
 from prefchat_jax.cli.device import select_device
-from prefchat_jax.datasets.records import corpus_paths, read_records
+from prefchat_jax.cli.preferred import read_compared, show_preferred
+from prefchat_jax.datasets.records import Records, corpus_paths, read_records
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import check_outputs
 from prefchat_jax.training.run_directory import RunDirectory, write_json
@@ -23,12 +24,23 @@ if TYPE_CHECKING:
     from prefchat_jax.evaluation.run import Judgement
     from prefchat_jax.text.dialogue import Example
 
+# Flags that say nothing of preferences.
+_OF_ROWS = (
+    "device",
+    "min_confidence",
+    "tune_ranking",
+    "one_of_100",
+    "train_data",
+    "errors",
+    "plot",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateFlags:
-    """Score a run on a JSONL file: buckets, replies, and what it refuses.
+    """Score a run on JSONL rows: buckets, replies, what it refuses, what it prefers.
 
-    Rows labelled -1, "oos" or "out_of_scope" count as refused or not.
+    Rows of --data labelled -1, "oos" or "out_of_scope" count as refused or not.
     """
 
     weights: str
@@ -37,6 +49,8 @@ class EvaluateFlags:
     """JSONL rows that the run never saw."""
     data_manifest: str | None = None
     """JSON list of files, instead of --data or beside it."""
+    preferences: str | None = None
+    """JSONL rows with prompt, chosen and rejected: which reply the run prefers."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where the classifier runs."""
     min_confidence: float | None = None
@@ -55,10 +69,29 @@ class EvaluateFlags:
     """Also write the figures to this JSON file."""
 
     def __post_init__(self):
+        if not self.has_rows:
+            if not self.preferences:
+                raise UserError(
+                    "--data is missing: give a JSONL corpus, or --preferences."
+                )
+            self._check_alone()
         if self.train_data and not self.one_of_100:
             raise UserError("--train_data is for --one_of_100: give both.")
         if self.train_data and not pathlib.Path(self.train_data).is_file():
             raise UserError(f"--train_data {self.train_data}: no such file.")
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is more to judge than --preferences."""
+        return bool(self.data or self.data_manifest)
+
+    def _check_alone(self) -> None:
+        """Raises `UserError` for a flag that --preferences alone would ignore."""
+        for field in dataclasses.fields(self):
+            if field.name in _OF_ROWS and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"--{field.name} is for the rows of --data: give --data, too."
+                )
 
 
 class _Ranking(NamedTuple):
@@ -74,40 +107,64 @@ def main(argv: Sequence[str]) -> None:
     given = flags.parse(EvaluateFlags, "evaluate", argv)
     settings = flags.checked(ChatSettings, min_confidence=given.min_confidence)
     RunDirectory.open(given.weights)
-    paths = corpus_paths(given.data, given.data_manifest)
+    paths = corpus_paths(given.data, given.data_manifest) if given.has_rows else []
     train_paths = _training_paths(given) if given.one_of_100 else []
     _check_outputs(given, [*paths, *train_paths])
-    records = read_records(paths)
+    records = read_records(paths) if paths else Records()
     ranking = (
         _ranking(given, records.examples, train_paths) if given.one_of_100 else None
     )
-    select_device(given.device)
-    from prefchat_jax.evaluation.run import figures, judge_records
+    compared = (
+        read_compared(given.weights, given.preferences) if given.preferences else None
+    )
+    console, found, judged = output(), {}, None
+    if paths:
+        judged = _judge(given, settings, records, console)
+        found = _figures(given, judged, paths, console)
+    if ranking:
+        found["one_of_100"] = _one_of_100(given.weights, settings, ranking, console)
+    if compared:
+        found["preferences"] = show_preferred(given.weights, compared, console)
+    if given.json:
+        write_json(given.json, found)
+    if given.plot and judged:  # Last: there may be nothing to draw.
+        _plot(given.plot, judged, given.weights, paths, console)
 
-    console = output()
+
+def _judge(
+    given: EvaluateFlags, settings: ChatSettings, records: Records, console: Console
+) -> "Judgement":
+    select_device(given.device)
+    from prefchat_jax.evaluation.run import judge_records
+
     if given.tune_ranking:
         _tune(given.weights, records.examples, console)
-    judged = judge_records(given.weights, records, settings)
+    return judge_records(given.weights, records, settings)
+
+
+def _figures(
+    given: EvaluateFlags,
+    judged: "Judgement",
+    paths: Sequence[str | os.PathLike],
+    console: Console,
+) -> dict[str, Any]:
+    from prefchat_jax.evaluation.run import figures
+
     found: dict[str, Any] = dict(figures(judged))
     rows = [[name, _shown(value)] for name, value in found.items()]
     title = f"{given.weights} on {', '.join(map(str, paths))}"
     console.print(table(title, ["figure", "value"], rows))
     if given.errors:
         found["confused"] = _errors(given.errors, judged, console)
-    if ranking:
-        found["one_of_100"] = _one_of_100(given.weights, settings, ranking, console)
-    if given.json:
-        write_json(given.json, found)
-    if given.plot:  # Last: there may be nothing to draw.
-        _plot(given.plot, judged, given.weights, paths, console)
+    return found
 
 
 def _check_outputs(given: EvaluateFlags, reads: Sequence[str | os.PathLike]) -> None:
     """Raises `UserError` where an output is read, lies in the run or cannot be."""
-    manifest = [given.data_manifest] if given.data_manifest else []
+    more = [path for path in (given.data_manifest, given.preferences) if path]
     check_outputs(
         {"errors": given.errors, "plot": given.plot, "json": given.json},
-        reads=[*reads, *manifest],
+        reads=[*reads, *more],
         run=given.weights,
     )
     if given.plot:

@@ -6,13 +6,92 @@ on pairs among which length tells nothing.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from prefchat_jax.chat.session import Chat
 from prefchat_jax.datasets.lengths import matched
+from prefchat_jax.datasets.preferences import PreferencePair
 from prefchat_jax.evaluation.metrics import bootstrap_interval
 
+Measured = dict[str, dict[str, float]]  # Figures of each score, by its name.
+
 _DRAWS = 2000
+
+
+def chat_margins(chat: Chat, pairs: Sequence[PreferencePair]) -> dict[str, np.ndarray]:
+    """By how much a chat prefers the chosen replies, after the same conversation.
+
+    Args:
+      chat: of a run with a response scorer.
+      pairs: `n` of them.
+
+    Returns:
+      `[n]` by score: of the response `scorer` alone, and of the whole `ranking` of
+      replies that need not be stored (`Chat.score_responses`).
+
+    Raises:
+      ValueError: the run has no response scorer.
+    """
+    messages = [pair.context[-1].content for pair in pairs]
+    histories = [pair.context[:-1] for pair in pairs]
+    chosen, rejected = (
+        chat.scorer_cosines(messages, texts, histories=histories)
+        for texts in ([p.chosen for p in pairs], [p.rejected for p in pairs])
+    )
+    # Each pair on its own: the words of other pairs would count as well known.
+    relevance = [
+        chat.score_responses([message], pair[1:3], histories=[history])[0]
+        for message, history, pair in zip(messages, histories, pairs, strict=True)
+    ]
+    ranked = np.array(relevance, np.float64).reshape(-1, 2)
+    return {
+        "scorer": np.float64(chosen) - rejected,
+        "ranking": ranked[:, 0] - ranked[:, 1],
+    }
+
+
+def by_origin(
+    margins: dict[str, np.ndarray], pairs: Sequence[PreferencePair]
+) -> dict[str, Any]:
+    """What `measure_preferences` says of all pairs, and of those of each origin.
+
+    The rules `longer` and `shorter` stand beside the scores as if they were some.
+
+    Args:
+      margins: `[n]` by name of the score.
+      pairs: `n` of them.
+
+    Returns:
+      Figures of each score under `all`, and, where the pairs have several, by name
+      under `source` and `annotator`.
+    """
+    longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+    margins = margins | {"longer": longer, "shorter": -longer}
+    found: dict[str, Any] = {"all": _measured(margins, pairs, range(len(pairs)))}
+    for key in ("source", "annotator"):
+        groups: dict[str, list[int]] = {}
+        for i, pair in enumerate(pairs):
+            groups.setdefault(getattr(pair, key), []).append(i)
+        if len(groups) > 1:
+            found[key] = {
+                name: _measured(margins, pairs, groups[name]) for name in sorted(groups)
+            }
+    return found
+
+
+def _measured(
+    margins: dict[str, np.ndarray],
+    pairs: Sequence[PreferencePair],
+    places: Sequence[int],
+) -> Measured:
+    chosen = [pairs[i].chosen for i in places]
+    rejected = [pairs[i].rejected for i in places]
+    return {
+        name: measure_preferences(values[list(places)], chosen, rejected)
+        for name, values in margins.items()
+    }
 
 
 def measure_preferences(
