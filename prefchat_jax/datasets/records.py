@@ -102,11 +102,18 @@ def read_records(paths: Sequence[str | os.PathLike]) -> Records:
     return records
 
 
-def read_pairs(paths: Sequence[str | os.PathLike]) -> Comparisons:
+def read_pairs(
+    paths: Sequence[str | os.PathLike], *, skip_damaged: bool = False
+) -> Comparisons:
     """Reads preference pairs of JSONL files, plain or `.gz`; see `pairs_of`.
 
+    Args:
+      paths: the files.
+      skip_damaged: a line that is not a JSON object is unusable, and no error:
+        where a crash may have left half of one.
+
     Raises:
-      UserError: a file is missing, a line is not a JSON object, or no pair is left.
+      UserError: a file is missing, a line is damaged, or no pair is left.
     """
     found = Comparisons()
 
@@ -116,7 +123,7 @@ def read_pairs(paths: Sequence[str | os.PathLike]) -> Comparisons:
             raise Unusable("chosen equals rejected")
         found.pairs += pairs
 
-    _read(paths, found, use)
+    _read(paths, found, use, skip_damaged=skip_damaged)
     if not found.pairs:
         like = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
         raise UserError(_nothing_usable(paths, found, like))
@@ -157,6 +164,8 @@ def _read(
     paths: Sequence[str | os.PathLike],
     reading: Reading,
     use: Callable[[Row, str, str], None],
+    *,
+    skip_damaged: bool = False,
 ) -> None:
     """Uses each row with its place and its file, and counts those of no use."""
     digest = hashlib.sha256()
@@ -166,12 +175,12 @@ def _read(
             where = f"{path}:{number}"
             try:
                 use(decode_row(line), where, str(path))
-            except Unreadable as error:
-                raise UserError(
-                    f"{where} {error}: mend or delete the line, or let `prefchat "
-                    "build` leave it out."
-                ) from error
             except (Unusable, RecursionError, OverflowError) as error:
+                if isinstance(error, Unreadable) and not skip_damaged:
+                    raise UserError(
+                        f"{where} {error}: mend or delete the line, or let `prefchat "
+                        "build` leave it out."
+                    ) from error
                 reading.unusable += 1
                 if len(reading.unusable_places) < _SHOWN:
                     reading.unusable_places.append(f"{where} ({error})")

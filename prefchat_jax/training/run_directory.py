@@ -9,6 +9,7 @@ inference.npz      cache of the best one for NumPy; may be deleted
 responses.db       stored replies (SQLite), bound to the best step
 responses.index    what chat derives from them, mapped into memory; may be deleted
 warm_start.json    what of the run of --weights was taken over, if there was one
+feedback.jsonl     preference pairs of users, from `prefchat serve`
 metrics.jsonl      one line for every chunk of training steps and every epoch
 ```
 """
@@ -123,6 +124,11 @@ class RunDirectory:
     def store(self) -> pathlib.Path:
         """The database of stored replies."""
         return self.path / "responses.db"
+
+    @property
+    def feedback(self) -> pathlib.Path:
+        """The preference pairs of users, if the run was ever served."""
+        return self.path / "feedback.jsonl"
 
     @property
     def metrics(self) -> pathlib.Path:
