@@ -10,6 +10,7 @@ from prefchat_jax.calibration import Refused, measure_chat, measure_refused
 from prefchat_jax.chat.config import Calibration
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation.report import write_report
 from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.inference import Inference
 from prefchat_jax.models.classifier import Params
@@ -110,6 +111,7 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
             scorer_params,
         )
         refused = finish_run(run, result, corpus)
+        write_report(run, config, result, corpus, refused)
     if config.meta:
         write_json(config.meta, _metadata(run, result))
     return Result(run, result, time.perf_counter() - start, corpus, refused)

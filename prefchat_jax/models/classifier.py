@@ -75,6 +75,14 @@ def bucket_logits(
     return nnx.merge(_graphdef(config), params)(ids, weights, key=key)
 
 
+def branch_mixture(
+    config: ModelConfig, params: Params, ids: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """What each branch is multiplied by, `[batch, n]`; see `RoutedHead.mixture`."""
+    model = nnx.merge(_graphdef(config), params)
+    return model.head.mixture(model.encoder(ids, weights))
+
+
 def abstract_params(config: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters, without memory."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

@@ -164,6 +164,11 @@ class FinetuneConfig:
         if self.disable_ema_eval and self.ema_decay == 0:
             raise UserError("--disable_ema_eval needs --ema_decay above 0.")
 
+    @property
+    def head_only(self) -> bool:
+        """Whether the encoder stays as it is, but for its final norm."""
+        return bool(self.weights) and not self.train_all
+
     def branch_widths(self, source: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Hidden units of the branches: as the flags say, or else the size's own.
 

@@ -8,6 +8,7 @@ checkpoints/       orbax steps, the best and the last one
 inference.npz      cache of the best one for NumPy; may be deleted
 responses.db       stored replies (SQLite), bound to the best step
 responses.index    what chat derives from them, mapped into memory; may be deleted
+report.md          what a stranger should know of the run
 warm_start.json    what of the run of --weights was taken over, if there was one
 feedback.jsonl     preference pairs of users, from `prefchat serve`
 metrics.jsonl      one line for every chunk of training steps and every epoch
@@ -166,6 +167,11 @@ class RunDirectory:
         """Writes one JSON file of the run, and makes its directory."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / name, value)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one text file of the run."""
+        with write_aside(self.path / name) as aside:
+            aside.write_text(text, encoding="utf-8")
 
     def write_features(self, featurizer: Featurizer) -> None:
         """Stores the document frequencies."""
