@@ -70,7 +70,7 @@ class Thumbs(NamedTuple):
 def canned(path: str) -> list[Example]:
     """The rows of a file, each with the answer to its intent."""
     rows = read_records([path]).examples
-    return [row._replace(response=answer(str(row.intent))) for row in rows]
+    return [row._replace(response=answer(str(row.intent or row.label))) for row in rows]
 
 
 def shots(rows: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
@@ -152,7 +152,7 @@ def run_seed(
     paths = {
         name: folder / name for name in ("first", "tuned", "both", "stored", "all")
     }
-    common = {"seed": seed, **changes}
+    common: dict[str, Any] = {"seed": seed} | changes
     data = str(folder / "first.jsonl")
     finetune(FinetuneConfig(data=data, output=str(paths["first"]), **common))
     kept = FeedbackFile(paths["first"] / "feedback.jsonl")
