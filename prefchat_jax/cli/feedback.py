@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 import msgspec
-from tyro.conf import Positional
 
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output, table
@@ -24,7 +23,7 @@ from prefchat_jax.training.run_directory import RunDirectory
 _UNSIGNED = "(unsigned)"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportFlags:
     """Write the feedback on a run as preference pairs, for finetune --preferences.
 
@@ -32,19 +31,18 @@ class ExportFlags:
     counts. Damaged lines are named and left out.
     """
 
-    weights: Positional[str]
-    """Run directory that `prefchat serve` served."""
-    _: dataclasses.KW_ONLY
+    weights: str
+    """Run directory that was served; may also come first, without its flag."""
     output: str
     """JSONL file to write: prompt, chosen, rejected, annotator."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ListFlags:
     """List the feedback on a run: user, question, preferred reply, the other one."""
 
-    weights: Positional[str]
-    """Run directory that `prefchat serve` served."""
+    weights: str
+    """Run directory that was served; may also come first, without its flag."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,7 +51,8 @@ def main(argv: Sequence[str]) -> None:
     if action in ("-h", "--help", "help"):
         print(_help())  # noqa: T201
     elif action in _ACTIONS:
-        _ACTIONS[action](rest)
+        named = ["--weights"] if rest and not rest[0].startswith("-") else []
+        _ACTIONS[action]([*named, *rest])
     else:
         raise UserError(f"feedback {action}: use one of {', '.join(_ACTIONS)}.")
 
