@@ -20,7 +20,7 @@ from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import fingerprint, load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names, load_corpus
-from prefchat_jax.training.loop import Fit, Progress, fit
+from prefchat_jax.training.loop import Fit, Metrics, Progress, fit
 from prefchat_jax.training.recipe import make_plan, make_recipe
 from prefchat_jax.training.run_directory import (
     FORMAT,
@@ -75,6 +75,8 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     Raises:
       UserError: bad data or settings; nothing half-written is left.
     """
+    if config.preferences:
+        raise UserError("preferences: call preference_tuning.tune_preferences instead.")
     start = time.perf_counter()
     run = start_run(config)
     corpus = load_corpus(config, progress)
@@ -113,7 +115,7 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
         refused = finish_run(run, result, corpus)
         write_report(run, config, result, corpus, refused)
     if config.meta:
-        write_json(config.meta, _metadata(run, result))
+        write_json(config.meta, metadata(run, result.history))
     return Result(run, result, time.perf_counter() - start, corpus, refused)
 
 
@@ -247,8 +249,6 @@ def _check_same_run(
         raise UserError("--resume: --weights has changed since the run started.")
 
 
-def _metadata(run: RunDirectory, result: Fit) -> dict:
-    return run.config() | {
-        "labels": run.buckets(),
-        "history": result.history,
-    }
+def metadata(run: RunDirectory, history: list[Metrics]) -> dict:
+    """What `--meta` writes: settings, buckets, and the metrics of every epoch."""
+    return run.config() | {"labels": run.buckets(), "history": history}

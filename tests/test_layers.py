@@ -27,6 +27,7 @@ LAYERS = [
     "tuning",
     "calibration",
     "finetune",
+    "preference_tuning",
     "smalltalk",
     "compat",
     "cli",

@@ -64,3 +64,25 @@ def matched(
         i += gap <= caliper
         j += gap >= -caliper
     return kept
+
+
+def length_slope(ratios: np.ndarray) -> float:
+    """How much length alone tells: the slope of its log-odds of being preferred.
+
+    `P(chosen is right) = sigmoid(slope * log_ratio)`, at its most likely value with
+    a standard normal prior, by Newton's method. It is what the bias product of Clark
+    et al., "Don't Take the Easy Way Out" (https://arxiv.org/abs/1909.03683), needs
+    to know of length.
+
+    Args:
+      ratios: `[n]` of `log_ratio`.
+    """
+    slope = 0.0
+    for _ in range(100):
+        wrong = 0.5 - 0.5 * np.tanh(0.5 * slope * ratios)
+        gradient = slope - ratios @ wrong
+        step = gradient / (1 + (wrong * (1 - wrong)) @ ratios**2)
+        slope -= float(np.clip(step, -1, 1))
+        if abs(step) < 1e-10:
+            break
+    return slope

@@ -209,7 +209,9 @@ def start_run(config: FinetuneConfig) -> RunDirectory:
     """
     start = RunDirectory.open if config.resume else RunDirectory.create
     run = start(config.output)
-    read = corpus_paths(config.data, config.data_manifest)
+    read = list(filter(None, [config.preferences]))
+    if not read or config.data or config.data_manifest:
+        read += corpus_paths(config.data, config.data_manifest)
     manifest = [config.data_manifest] if config.data_manifest else []
     check_outputs({"meta": config.meta}, reads=[*read, *manifest], run=run.path)
     if run.path.is_dir():
