@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 
 from tyro.conf import Positional, UseAppendAction
@@ -69,14 +68,14 @@ def main(argv: Sequence[str]) -> None:
     from prefchat_jax.chat.session import Chat
     from prefchat_jax.serving.feedback import FeedbackFile
 
-    run = RunDirectory.open(_run_of(given)).path
+    run = RunDirectory.open(_run_of(given))
     settings = server_settings(given, run)
     if settings.feedback:
         FeedbackFile(settings.feedback).check()
     chosen = flags.checked(ChatSettings, min_confidence=given.min_confidence)
     with (
         server.listen(given.host, given.port) as sock,
-        Chat.load(run, database=given.llm_db, settings=chosen) as chat,
+        Chat.load(run.path, database=given.llm_db, settings=chosen) as chat,
     ):
         line = welcome(server.address(sock), len(chat), settings)
         if settings.api_key is None and not settings.is_local:
@@ -85,14 +84,14 @@ def main(argv: Sequence[str]) -> None:
         server.run(app.make_app(chat, settings), sock, timeout=given.timeout)
 
 
-def server_settings(given: ServeFlags, run: pathlib.Path) -> ServerSettings:
+def server_settings(given: ServeFlags, run: RunDirectory) -> ServerSettings:
     """The flags as the server takes them; raises `UserError`."""
     key = os.environ.get(_KEY) if given.api_key is None else given.api_key
     return flags.checked(
         ServerSettings,
         # Names of files may hold what UTF-8 cannot say.
-        model=run.name.encode("utf-8", "replace").decode() or "run",
-        created=int((run / "config.json").stat().st_mtime),
+        model=run.path.name.encode("utf-8", "replace").decode() or "run",
+        created=int((run.path / "config.json").stat().st_mtime),
         host=given.host,
         api_key=key,
         cors_origin=given.cors_origin,
@@ -101,7 +100,7 @@ def server_settings(given: ServeFlags, run: pathlib.Path) -> ServerSettings:
         max_batch=given.max_batch,
         style_mode=given.style_mode,
         creativity=given.creativity,
-        feedback=run / "feedback.jsonl" if given.feedback else None,
+        feedback=run.feedback if given.feedback else None,
     )
 
 

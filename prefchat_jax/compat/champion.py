@@ -11,7 +11,7 @@ takes that path by itself; `compat/sequence.py` has the general one.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from prefchat_jax.compat.heads import head_logits
+from prefchat_jax.compat.heads import branch_mixture, head_logits
 from prefchat_jax.compat.layers import (
     Array,
     Params,
@@ -73,6 +73,12 @@ def logits(
     *_, encoded = blocks(params["encoder"], x, mixers)
     found = head_logits(params["head"], encoded, key=key)
     return layer_norm(params["head"]["norm"], found)
+
+
+def mixture(params: Params, x: Array) -> Array:
+    """What each branch of the head is multiplied by, `[batch, n]`; see `logits`."""
+    *_, encoded = blocks(params["encoder"], x)
+    return branch_mixture(params["head"], encoded)
 
 
 def classify(params: Params, bags: Bags) -> Array:

@@ -70,7 +70,7 @@ def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
 
     keys = []
     for example in examples:
-        key = ("text", _normal_form(example))
+        key = ("text", prompt_key(example))
         for group in example.groups:
             parent[root(key)] = root(("group", group))
         keys.append(key)
@@ -78,8 +78,11 @@ def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
     return np.array([numbers.setdefault(root(key), len(numbers)) for key in keys])
 
 
-def _normal_form(example: Example) -> str:
-    """The last message and the one before it, as sorted lower-case words."""
+def prompt_key(example: Example) -> str:
+    """The last message and the one before it, as sorted lower-case words.
+
+    Rows of one key ask the same, and stay on one side of a split.
+    """
     turns = " ".join(turn.content for turn in example.context[-2:])
     words = re.findall(r"\w+", turns.casefold())
     return " ".join(sorted(words)) or turns

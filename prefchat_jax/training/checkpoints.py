@@ -82,14 +82,27 @@ class Checkpoints:
         if not is_last and time.monotonic() - self._saved_at < SAVE_SECONDS:
             return
         trees = {"best": self._best, "last": state} | self._scorer
+        self._save(
+            epoch, trees, "The step before is whole: make room and go on with --resume."
+        )
+        self._saved_at = time.monotonic()
+
+    def save_final(self, epoch: int, params: Params) -> None:
+        """Saves parameters that nothing resumes from.
+
+        Raises:
+          UserError: the step could not be written.
+        """
+        self._save(epoch, {"best": params} | self._scorer, "Make room and start again.")
+
+    def _save(self, epoch: int, trees: dict[str, Any], advice: str) -> None:
         try:
             self._steps.save_checkpointables(epoch, trees, force=True)
         except Exception as error:  # Orbax and tensorstore raise many types.
             raise UserError(
-                f"{self._path / str(epoch)} cannot be written ({_reason(error)}). The "
-                "step before is whole: make room and go on with --resume."
+                f"{self._path / str(epoch)} cannot be written ({_reason(error)}). "
+                f"{advice}"
             ) from error
-        self._saved_at = time.monotonic()
 
     def write_untrained(self, params: Params) -> None:
         """Writes step 0, which no epoch of this package has trained."""

@@ -41,22 +41,10 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     records = read_records(corpus_paths(config.data, config.data_manifest))
     _tell(records, progress)
     features = FeatureConfig()
-    labelled = assign_buckets(
-        records.examples,
-        num_buckets=config.num_buckets,
-        seed=config.seed,
-        features=features,
-    )
+    labelled, train, val = _split(config, records)
     for notice in labelled.notices:
         progress.notice(notice)
     examples = labelled.examples
-    train, val = split_rows(
-        examples,
-        labelled.numbers,
-        fraction=config.val_split,
-        mode=config.split_mode,
-        seed=config.seed,
-    )
     train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
     contexts = [row.context for row in train_rows]
     featurizer = _featurizer(config, features, train_rows)
@@ -87,6 +75,32 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         if trains_scorer(config, train_rows)
         else None,
     )
+
+
+def validation_rows(config: FinetuneConfig, records: Records) -> list[Example]:
+    """The rows that a run of these flags validates on."""
+    labelled, _, val = _split(config, records)
+    return [labelled.examples[i] for i in val]
+
+
+def _split(
+    config: FinetuneConfig, records: Records
+) -> tuple[Labelled, np.ndarray, np.ndarray]:
+    """Rows with their buckets, and the numbers of those that train and validate."""
+    labelled = assign_buckets(
+        records.examples,
+        num_buckets=config.num_buckets,
+        seed=config.seed,
+        features=FeatureConfig(),
+    )
+    train, val = split_rows(
+        labelled.examples,
+        labelled.numbers,
+        fraction=config.val_split,
+        mode=config.split_mode,
+        seed=config.seed,
+    )
+    return labelled, train, val
 
 
 def _featurizer(

@@ -109,7 +109,7 @@ def fit(
         if checkpoints.last_epoch:
             state = checkpoints.resume(state)
             history = _read_history(run, checkpoints.last_epoch)
-        log = _Log(run, history)
+        log = MetricsLog(run, history)
 
         def on_chunk(done: int, metrics: Metrics) -> None:
             log.write({"step": done, "epoch": len(history) + 1} | metrics)
@@ -223,7 +223,7 @@ def check_finite(
     return metrics
 
 
-class _Log:
+class MetricsLog:
     """Appends to metrics.jsonl, which starts with the rows that are kept."""
 
     def __init__(self, run: RunDirectory, kept: list[Metrics]):
@@ -233,6 +233,7 @@ class _Log:
         self._path = run.metrics
 
     def write(self, row: dict[str, Any]) -> None:
+        """Adds one line."""
         with self._path.open("ab") as file:
             file.write(msgspec.json.encode(row) + b"\n")
 

@@ -34,7 +34,7 @@ def make_recipe(
             clip_norm=config.grad_clip_norm,
             accumulate=config.grad_accum_steps,
             ema_decay=config.ema_decay,
-            head_only=bool(config.weights) and not config.train_all,
+            head_only=config.head_only,
         ),
     )
     loop = LoopConfig(
