@@ -88,7 +88,7 @@ class ChatFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Loads the run and answers until the input ends."""
-    given = flags.parse(ChatFlags, "chat", argv)
+    given = flags.parse(ChatFlags, "chat", argv, first="weights")
     settings = flags.checked(
         ChatSettings,
         pool_mode=given.pool_mode,

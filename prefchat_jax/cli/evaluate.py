@@ -95,7 +95,7 @@ class EvaluateFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Prints tables; checks what can be wrong before the run is asked."""
-    given = flags.parse(EvaluateFlags, "evaluate", argv)
+    given = flags.parse(EvaluateFlags, "evaluate", argv, first="weights")
     settings = flags.checked(ChatSettings, min_confidence=given.min_confidence)
     RunDirectory.open(given.weights)
     paths = corpus_paths(given.data, given.data_manifest) if given.has_rows else []

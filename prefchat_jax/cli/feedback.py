@@ -32,7 +32,7 @@ class ExportFlags:
     """
 
     weights: str
-    """Run directory that was served; may also come first, without its flag."""
+    """Run directory that was served; may come first, without its flag."""
     output: str
     """JSONL file to write: prompt, chosen, rejected, annotator."""
 
@@ -42,7 +42,7 @@ class ListFlags:
     """List the feedback on a run: user, question, preferred reply, the other one."""
 
     weights: str
-    """Run directory that was served; may also come first, without its flag."""
+    """Run directory that was served; may come first, without its flag."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,14 +51,13 @@ def main(argv: Sequence[str]) -> None:
     if action in ("-h", "--help", "help"):
         print(_help())  # noqa: T201
     elif action in _ACTIONS:
-        named = ["--weights"] if rest and not rest[0].startswith("-") else []
-        _ACTIONS[action]([*named, *rest])
+        _ACTIONS[action](rest)
     else:
         raise UserError(f"feedback {action}: use one of {', '.join(_ACTIONS)}.")
 
 
 def _export(argv: Sequence[str]) -> None:
-    given = flags.parse(ExportFlags, "feedback export", argv)
+    given = flags.parse(ExportFlags, "feedback export", argv, first="weights")
     run = RunDirectory.open(given.weights)
     check_outputs({"output": given.output}, reads=[run.feedback], run=run.path)
     verdicts, notice = _read(run)
@@ -76,7 +75,7 @@ def _export(argv: Sequence[str]) -> None:
 
 
 def _list(argv: Sequence[str]) -> None:
-    given = flags.parse(ListFlags, "feedback list", argv)
+    given = flags.parse(ListFlags, "feedback list", argv, first="weights")
     verdicts, notice = _read(RunDirectory.open(given.weights))
     columns = ["user", "question", "preferred", "to"]
     rows = [
