@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -30,6 +31,26 @@ def write_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             pathlib.Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError) and _is_aside(error.filename, path):
             error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+@contextlib.contextmanager
+def folder_aside(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder that becomes `path` when the block succeeds.
+
+    Where there is a folder already, it must be empty.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield aside
+        aside.chmod(0o777 & ~_UMASK)  # mkdtemp lets nobody else in.
+        if path.is_dir():
+            path.rmdir()
+        os.replace(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
         raise
 
 

@@ -7,13 +7,15 @@ the modules of `models/`, which training uses.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from prefchat_jax.errors import UserError
+from prefchat_jax.text.dialogue import Context
 from prefchat_jax.text.features import Bags, Featurizer
+from prefchat_jax.training.kinds import load_part
 from prefchat_jax.training.parameters import fingerprint, flatten, nest
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.snapshot import load_snapshot
@@ -26,6 +28,12 @@ _DEVICES = ("auto", "cpu", "gpu", "tpu")
 # A nested dict of arrays, as in models/classifier.py.
 _Tree = dict[Any, Any]
 _Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
+_Classify = Callable[[_Tree, Bags], np.ndarray]
+
+
+def classify(params: _Tree, bags: Bags) -> np.ndarray:
+    """`models.classifier.ModelConfig`: logits `[n, C]` of bags by embedding row."""
+    return apply_head(params["head"], encode(params["encoder"], bags))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Inference:
       scorer: parameters of the response scorer; None for a run without one.
       predict: logits of embedding rows and weights on another device; None for
         NumPy.
+      classify: the logits in NumPy, by the kind of the classifier.
     """
 
     featurizer: Featurizer
@@ -46,6 +55,7 @@ class Inference:
     classifier: _Tree
     scorer: _Tree | None = None
     predict: _Predict | None = None
+    classify: _Classify = classify
 
     @classmethod
     def load(cls, run: RunDirectory, *, device: str = "auto") -> "Inference":
@@ -68,6 +78,7 @@ class Inference:
             snapshot.classifier,
             snapshot.scorer,
             _jax_predict(run, device) if device in ("gpu", "tpu") else None,
+            load_part(run.config()["model"], "classify"),
         )
 
     @classmethod
@@ -87,16 +98,21 @@ class Inference:
         """The number of logits."""
         return len(self.classifier["head"]["base"]["bias"])
 
-    def bucket_logits(self, bags: Bags) -> np.ndarray:
-        """Logits, float32 `[n, num_buckets]`, of bags as the featurizer gives them."""
+    def bucket_logits(self, bags: Bags, contexts: Sequence[Context] = ()) -> np.ndarray:
+        """Logits, float32 `[n, num_buckets]`.
+
+        Args:
+          bags: of the contexts, as the featurizer gives them.
+          contexts: themselves; an imported classifier has features of its own.
+        """
         if self.predict is not None:
-            return self.predict(*self.featurizer.embedded(bags))
+            return self.predict(*self.featurizer.classified(bags, contexts))
 
-        def logits(block: Bags) -> np.ndarray:
-            x = encode(self.classifier["encoder"], self.featurizer.embedded(block))
-            return apply_head(self.classifier["head"], x)
+        def logits(rows: slice) -> np.ndarray:
+            read = self.featurizer.classified(_take(bags, rows), contexts[rows])
+            return self.classify(self.classifier, read)
 
-        return _in_blocks(logits, bags, self.num_buckets)
+        return _in_blocks(logits, len(bags.ids), self.num_buckets)
 
     def encode_contexts(self, bags: Bags) -> np.ndarray:
         """Unit vectors, float32 `[n, width]`, of contexts that want a response."""
@@ -115,13 +131,13 @@ class Inference:
     def _encode(self, tower: str, bags: Bags) -> np.ndarray:
         table, layers = self._scorer["table"], self._scorer[tower]
 
-        def vectors(block: Bags) -> np.ndarray:
-            learned = self.featurizer.scorer_embedded(block)
+        def vectors(rows: slice) -> np.ndarray:
+            learned = self.featurizer.scorer_embedded(_take(bags, rows))
             x = rms_norm(embed(table, learned))
             x = x + linear(layers["down"], silu(linear(layers["up"], x)))
             return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
-        return _in_blocks(vectors, bags, table.shape[1])
+        return _in_blocks(vectors, len(bags.ids), table.shape[1])
 
 
 def encode(params: _Tree, bags: Bags) -> np.ndarray:
@@ -204,16 +220,20 @@ _ACTIVATIONS = (silu, gelu, mish)  # Of the branches, in order.
 
 
 def _in_blocks(
-    function: Callable[[Bags], np.ndarray], bags: Bags, width: int
+    function: Callable[[slice], np.ndarray], count: int, width: int
 ) -> np.ndarray:
-    """`function` of all rows, float32 `[n, width]`, a few rows at a time."""
-    if len(bags.ids) == 1:
-        return function(bags)
-    out = np.empty((len(bags.ids), width), np.float32)
-    for start in range(0, len(out), _BLOCK):
+    """`function` of all rows, float32 `[count, width]`, a few rows at a time."""
+    if count == 1:
+        return function(slice(0, 1))
+    out = np.empty((count, width), np.float32)
+    for start in range(0, count, _BLOCK):
         rows = slice(start, start + _BLOCK)
-        out[rows] = function(Bags(bags.ids[rows], bags.weights[rows]))
+        out[rows] = function(rows)
     return out
+
+
+def _take(bags: Bags, rows: slice) -> Bags:
+    return Bags(bags.ids[rows], bags.weights[rows])
 
 
 def _jax_predict(run: RunDirectory, device: str) -> _Predict:

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -10,12 +11,16 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import numpy as np
 import pytest
+from reference_network import META, random_state, write_pth
 
+from prefchat_jax.compat.importing import import_run
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training.config import FinetuneConfig
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The default of a GPU is off by more than tests allow.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
@@ -71,6 +76,25 @@ def quick(corpus_path, output, **changes):
 def run(corpus_path, tmp_path_factory):
     """A finished run directory; tests that change it copy it first."""
     return finetune(quick(corpus_path, tmp_path_factory.mktemp("runs") / "run"))
+
+
+@pytest.fixture(scope="session")
+def reference_files(tmp_path_factory):
+    """A checkpoint with four classes, `x.pth`, and its metadata, `x.json`."""
+    folder = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        write_pth(folder / "x.pth", random_state("large"), patch)
+    (folder / "x.json").write_text(json.dumps(META))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def imported(reference_files, tmp_path_factory):
+    """The run of it; tests that change it copy it first."""
+    output = tmp_path_factory.mktemp("runs") / "imported"
+    return import_run(
+        reference_files / "x.pth", output, meta=reference_files / "x.json"
+    )
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.steps import Rows, predict
 
 ROWS, CLASSES = 41, 5
+XLARGE = {"model_size": "xlarge", "expansion_dim": 9, "epochs": 1, "scorer_epochs": 0}
 
 
 def _model(rng, widths):
@@ -180,10 +181,8 @@ def test_tables_are_markdown(rng):
 @pytest.fixture(scope="module")
 def large(corpus_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("branches")
-    return [
-        finetune(quick(corpus_path, folder / name / "run", model_size="xlarge"))
-        for name in ("a", "b")
-    ]
+    runs = [folder / name / "run" for name in ("a", "b")]
+    return [finetune(quick(corpus_path, run, **XLARGE)) for run in runs]
 
 
 def test_the_report_of_a_run(run, large, corpus_path):
@@ -192,14 +191,14 @@ def test_the_report_of_a_run(run, large, corpus_path):
     assert f"| bucket accuracy | {best['eval_accuracy']:.4f} |" in text
     assert f"| none |  |  |  | {best['eval_accuracy']:.4f} |" in text
     assert f"| training rows | {len(large[0].corpus.train_rows)} |" in text
-    assert "| buckets | 4 |" in text and "| scorer |" in text
+    assert "| buckets | 4 |" in text and "scorer |" not in text
     assert "| branch 2 | 1,536 |" in text and "differ most" in text
     command = shlex.split(re.search(r"```\n(.*)\n```", text)[1])
     given = flags.parse(FinetuneConfig, "finetune", command[2:])
     assert command[:2] == ["prefchat", "finetune"]
-    assert given == quick(corpus_path, large[0].run.path, model_size="xlarge")
+    assert given == quick(corpus_path, large[0].run.path, **XLARGE)
     base = (run.run.path / "report.md").read_text()
-    assert "## Parameters" in base and "branch" not in base
+    assert "## Parameters" in base and "| scorer |" in base and "branch" not in base
 
 
 def test_the_same_run_has_the_same_report(large):
@@ -211,6 +210,6 @@ def test_the_same_run_has_the_same_report(large):
 
 
 def test_a_run_without_validation_rows_has_a_report(corpus_path, tmp_path):
-    made = finetune(quick(corpus_path, tmp_path / "run", val_split=0.0, epochs=1))
+    made = finetune(quick(corpus_path, tmp_path / "run", val_split=0.0, **XLARGE))
     text = (made.run.path / "report.md").read_text()
     assert "| validation rows | 0 |" in text and "bucket accuracy" not in text

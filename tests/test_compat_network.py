@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prefchat_jax import inference
-from prefchat_jax.compat import champion, pth, tensors
+from prefchat_jax.compat import champion, pth, sequence, tensors
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.parameters import flatten
 
@@ -62,8 +62,8 @@ def test_the_output_of_every_layer(shared):
             found = BLOCKS(params["encoder"], inputs[i], None)
             for number, output in enumerate(found):
                 expected = outputs[f"{i}_layer{number}"]
-                # Layer 4 adds numbers of some 10,000.
-                atol = 1e-6 * max(np.abs(expected).max(), 10)
+                # Layer 4 adds numbers of some 10,000, in an order of its own.
+                atol = 4e-6 * max(np.abs(expected).max(), 10)
                 np.testing.assert_allclose(output, expected, rtol=1e-6, atol=atol)
 
 
@@ -105,12 +105,12 @@ def test_a_pth_holds_what_the_npz_does(shared):
 def test_one_step_needs_no_recurrence(state, rng):
     _, params = tensors.to_params(state, "here")
     x = rng.normal(size=(4, 1, 128)).astype(np.float32)
-    general = LOGITS(params, x, mixers=champion.GENERAL)
+    general = LOGITS(params, x, mixers=sequence.GENERAL)
     np.testing.assert_allclose(LOGITS(params, x), general, atol=2e-6)
     ops = lambda mixers: str(
         jax.make_jaxpr(lambda x: champion.logits(params, x, mixers=mixers))(x)
     )
-    assert "scan[" in ops(champion.GENERAL) and "scan[" not in ops(None)
+    assert "scan[" in ops(sequence.GENERAL) and "scan[" not in ops(None)
 
 
 def test_steps_are_mixed_as_the_equations_say(rng):
@@ -118,7 +118,7 @@ def test_steps_are_mixed_as_the_equations_say(rng):
     u, dt = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
     b, c = rng.normal(size=(2, 3, 4, 2)).astype(np.float32)
     decay = rng.normal(size=(5, 2)).astype(np.float32)
-    found = champion.scan_states(decay, u, dt, b, c)
+    found = sequence.scan_states(decay, u, dt, b, c)
     memory = np.zeros((3, 5, 2))
     for t in range(4):
         memory = memory * np.exp(dt[:, t, :, None] * decay)

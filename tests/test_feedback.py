@@ -95,7 +95,7 @@ def test_damaged_lines_are_named_and_left_out(judged, tmp_path, capsys):
 
 
 def test_feedback_is_listed(judged, capsys):
-    assert main(["feedback", "list", str(judged)]) == 0
+    assert main(["feedback", "list", "--weights", str(judged)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("\t") == ["ann", PARCEL_ASKED, PARCEL, REFUND]
     assert [line.split("\t")[0] for line in lines] == ["ann", "bob", "(unsigned)"]
@@ -112,6 +112,8 @@ def test_what_cannot_be_exported_is_one_line(judged, run, tmp_path, capsys):
         ([*export, str(tmp_path / "no" / "x")], "no such folder"),
         ([*export[:-1]], "--output is missing"),
         ([*export, "x", "--user", "ann"], "no flag --user"),
+        (["feedback", "export", "--output", "x"], "--weights is missing"),
+        (["feedback", "list"], "--weights is missing"),
         (["feedback", "export", str(run.run.path), "--output", "x"], "no feedback yet"),
         (["feedback", "list", str(run.run.path)], "no feedback yet"),
         (["feedback", "list", str(tmp_path)], "is not a run directory"),

@@ -1,12 +1,14 @@
 """Imports inside the package point down this list, never up."""
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
 
 import prefchat_jax
 from prefchat_jax.errors import UserError
+from prefchat_jax.training.kinds import KINDS
 
 LAYERS = [
     "errors",
@@ -112,6 +114,23 @@ def test_text_datasets_and_inference_import_no_jax():
         "import prefchat_jax.text.features, prefchat_jax.datasets.records, "
         "prefchat_jax.building.build, prefchat_jax.cli.build, "
         "prefchat_jax.datasets.labels, prefchat_jax.datasets.split, "
-        "prefchat_jax.inference, prefchat_jax.cli.export"
+        "prefchat_jax.inference, prefchat_jax.cli.export, "
+        "prefchat_jax.compat.champion, prefchat_jax.compat.featurizer, "
+        "prefchat_jax.compat.importing, prefchat_jax.cli.imported"
     )
     assert "jax" not in modules
+
+
+def test_only_the_table_of_kinds_names_what_imports_up():
+    """As text, imported when a run of that kind is opened."""
+    named = [
+        path
+        for path in PACKAGE.rglob("*.py")
+        if "prefchat_jax.compat" in path.read_text()
+    ]
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in named} - {"compat", "cli"}
+    assert rooms == {"training"}
+    for kind in KINDS.values():
+        for part in kind:
+            module, name = part.split(":")
+            assert callable(getattr(importlib.import_module(module), name))

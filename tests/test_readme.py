@@ -40,7 +40,9 @@ def test_code_blocks_run(corpus_path, tmp_path, monkeypatch, capsys):
     sys.stdin.close()
     assert ran["bash"] >= 3 and ran["python"] >= 2
     assert float(namespace["loss"]) < 0.1
-    assert namespace["chat"].reply("umbrellas").text == "Yes, at the counter."
+    assert (
+        namespace["chat"].reply("do you sell umbrellas").text == "Yes, at the counter."
+    )
 
 
 def test_every_function_with_a_paper_and_every_name_is_mentioned():

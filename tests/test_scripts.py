@@ -1,8 +1,10 @@
 """The experiment and the benchmark run, small."""
 
+import argparse
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -10,9 +12,9 @@ from benchmarks import datasets as builder_benchmark
 from benchmarks import losses as benchmark
 from benchmarks import retrieval as retrieval_benchmark
 from benchmarks import serving as serving_benchmark
-from experiments import cleaning, compare_losses, stages, warm_start
+from experiments import cleaning, compare_losses, stages, thumbs, warm_start
 from prefchat_jax.building.filters import Limits, exchange_of, objection
-from prefchat_jax.datasets.records import read_records
+from prefchat_jax.datasets.records import read_pairs, read_records
 from prefchat_jax.errors import UserError
 
 
@@ -51,6 +53,23 @@ def test_a_warm_start_is_compared_with_none(run, corpus_path, monkeypatch):
     scratch, warm = warm_start.run(weights, data, data, seeds=1)
     assert scratch["epochs_to_scratch"][0] >= warm["epochs_to_scratch"][0] == 1
     assert warm["start_off"] < 1e-5 and warm["loss"][0] < scratch["loss"][0]
+
+
+def test_thumbs_become_pairs_and_their_questions_are_stored(corpus_path, monkeypatch):
+    def copied(first, prefs, output, seed):
+        pairs = read_pairs([prefs]).pairs
+        assert len(pairs) == 12 and {len(pair.context) for pair in pairs} == {1}
+        assert all(pair.chosen.startswith("This is the answer") for pair in pairs)
+        shutil.copytree(first, output)
+
+    monkeypatch.setattr(thumbs, "tune", copied)
+    data = str(corpus_path)
+    args = argparse.Namespace(data=data, val=data, shots=3, pairs=12, seeds=1)
+    rows = thumbs.run(args, model_size="base", epochs=2, val_split=0.0)
+    assert [row["system"] for row in rows][0] == thumbs.FIRST and len(rows) == 5
+    right = {row["system"]: row["right"][0] for row in rows}
+    assert right["tuned on the pairs"] == right[thumbs.FIRST]
+    assert rows[0]["gain"] == 0 and right["questions stored"] >= right[thumbs.FIRST]
 
 
 def test_the_benchmark_times_every_variant(capsys):

@@ -212,6 +212,12 @@ def test_noise_models():
     assert trusted.max() < 0.9  # Half of the rate is never trusted away.
 
 
+def test_the_preference_state_keeps_its_types():
+    """Weak ones would become strong in step 1, and all would compile once more."""
+    state = init_preference_state(make_preference("lmpo", noise="re_po"))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+
+
 def test_re_po_weights_the_cross_entropy_by_its_posterior():
     preference = make_preference("sigmoid", noise="re_po", num_negatives=2)
     objective = Objective(weight=0.5, preference=preference)

@@ -72,8 +72,9 @@ class Reader:
           asked: from `asked`.
           temperature: the bucket logits are divided by it.
         """
-        bags = self._featurizer([one.context for one in asked])
-        probs = self._probabilities(bags, temperature)
+        contexts = [one.context for one in asked]
+        bags = self._featurizer(contexts)
+        probs = self._probabilities(bags, contexts, temperature)
         vectors = np.zeros((len(asked), 0), np.float32)
         if self._inference.scorer is not None:
             vectors = self._inference.encode_contexts(bags)
@@ -92,7 +93,9 @@ class Reader:
 
     def probabilities(self, asked: Asked, *, temperature: float) -> np.ndarray:
         """Of all buckets, float32 `[C]`."""
-        return self._probabilities(self._featurizer([asked.context]), temperature)[0]
+        contexts = [asked.context]
+        bags = self._featurizer(contexts)
+        return self._probabilities(bags, contexts, temperature)[0]
 
     def searched(self, asked: Asked) -> list[tuple[str, float]]:
         """The texts that are searched for, and how much each counts."""
@@ -122,8 +125,10 @@ class Reader:
             self._inference.encode_responses(replies),
         )
 
-    def _probabilities(self, bags: Bags, temperature: float) -> np.ndarray:
-        logits = self._inference.bucket_logits(bags)
+    def _probabilities(
+        self, bags: Bags, contexts: Sequence[Context], temperature: float
+    ) -> np.ndarray:
+        logits = self._inference.bucket_logits(bags, contexts)
         return softmax(logits / np.float32(temperature))
 
     def _recent(self, history: Context) -> np.ndarray:

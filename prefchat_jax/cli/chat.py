@@ -11,9 +11,10 @@ from prefchat_jax.chat.memory import Memory
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.conversation import Conversation
+from prefchat_jax.cli.imported import imported_chat
 from prefchat_jax.cli.piped import answer_lines
 from prefchat_jax.errors import UserError
-from prefchat_jax.training.config import BRANCH_WIDTHS
+from prefchat_jax.training.config import BRANCH_WIDTHS, is_checkpoint
 from prefchat_jax.training.run_directory import RunDirectory, read_json
 
 
@@ -22,9 +23,11 @@ class ChatFlags:
     """Talk to a run. Without a terminal, each line of standard input is answered."""
 
     weights: str
-    """Run directory of `prefchat finetune`."""
+    """Run directory of `prefchat finetune`; or a .pth of the PyTorch reference, which
+    is imported for this session."""
     meta: str | None = None
-    """Metadata that finetune wrote: checks that it belongs to the run."""
+    """Metadata that finetune wrote: checks that it belongs to the run. Of a .pth: its
+    labels, replies and features."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where the classifier runs; auto and cpu: here, without JAX."""
     llm_db: str | None = None
@@ -85,7 +88,7 @@ class ChatFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Loads the run and answers until the input ends."""
-    given = flags.parse(ChatFlags, "chat", argv)
+    given = flags.parse(ChatFlags, "chat", argv, first="weights")
     settings = flags.checked(
         ChatSettings,
         pool_mode=given.pool_mode,
@@ -94,8 +97,10 @@ def main(argv: Sequence[str]) -> None:
         max_candidates_per_bucket=given.max_candidates_per_bucket,
         min_confidence=given.min_confidence,
     )
-    check_shape(given)
     with contextlib.ExitStack() as opened:
+        if is_checkpoint(given.weights):
+            given = opened.enter_context(imported_chat(given))
+        check_shape(given)
         chat = Chat.load(
             given.weights,
             database=given.llm_db,
@@ -136,8 +141,9 @@ def check_shape(given: ChatFlags) -> None:
     """Raises `UserError` where flags or --meta disagree with the run."""
     config = RunDirectory.open(given.weights).config()
     widths = dict(enumerate(config["model"]["branch_widths"]))
+    sizes = dict(enumerate(BRANCH_WIDTHS))
     expected = {
-        "model_size": list(BRANCH_WIDTHS)[len(widths)],
+        "model_size": config["model"].get("head", sizes.get(len(widths))),
         "expansion_dim": widths.get(0),
         "extra_expansion_dim": widths.get(1),
         "third_expansion_dim": widths.get(2),

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 import msgspec
-from tyro.conf import Positional
 
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output, table
@@ -24,7 +23,7 @@ from prefchat_jax.training.run_directory import RunDirectory
 _UNSIGNED = "(unsigned)"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportFlags:
     """Write the feedback on a run as preference pairs, for finetune --preferences.
 
@@ -32,19 +31,18 @@ class ExportFlags:
     counts. Damaged lines are named and left out.
     """
 
-    weights: Positional[str]
-    """Run directory that `prefchat serve` served."""
-    _: dataclasses.KW_ONLY
+    weights: str
+    """Run directory that was served; may come first, without its flag."""
     output: str
     """JSONL file to write: prompt, chosen, rejected, annotator."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ListFlags:
     """List the feedback on a run: user, question, preferred reply, the other one."""
 
-    weights: Positional[str]
-    """Run directory that `prefchat serve` served."""
+    weights: str
+    """Run directory that was served; may come first, without its flag."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _export(argv: Sequence[str]) -> None:
-    given = flags.parse(ExportFlags, "feedback export", argv)
+    given = flags.parse(ExportFlags, "feedback export", argv, first="weights")
     run = RunDirectory.open(given.weights)
     check_outputs({"output": given.output}, reads=[run.feedback], run=run.path)
     verdicts, notice = _read(run)
@@ -77,7 +75,7 @@ def _export(argv: Sequence[str]) -> None:
 
 
 def _list(argv: Sequence[str]) -> None:
-    given = flags.parse(ListFlags, "feedback list", argv)
+    given = flags.parse(ListFlags, "feedback list", argv, first="weights")
     verdicts, notice = _read(RunDirectory.open(given.weights))
     columns = ["user", "question", "preferred", "to"]
     rows = [

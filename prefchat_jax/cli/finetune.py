@@ -8,6 +8,7 @@ from rich.console import Console
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import TrainingProgress, output
 from prefchat_jax.cli.device import select_device
+from prefchat_jax.cli.imported import imported_start
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.run_directory import start_run
 
@@ -29,8 +30,8 @@ def main(argv: Sequence[str]) -> None:
         return
     from prefchat_jax.finetune import finetune
 
-    with TrainingProgress(console) as progress:
-        result = finetune(config, progress)
+    with imported_start(config) as started, TrainingProgress(console) as progress:
+        result = finetune(started, progress)
     best = result.fit.history[result.fit.best_epoch - 1]
     corpus = result.corpus
     lines = [

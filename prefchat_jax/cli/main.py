@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "a run behind an HTTP interface that chat clients know",
     "feedback": "what users of a served run preferred, as preference pairs",
     "evaluate": "accuracy, replies, refusals and preferences on a JSONL file",
+    "import_torch": "a checkpoint of the PyTorch reference as a run",
     "index": "add stored replies to a run, without training",
     "export": "the parameters of a run as safetensors or npz",
     "losses": "the preference losses: name, equation, paper",
@@ -33,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(argv[0] if argv else "help", argv[1:])
+        command = argv[0] if argv else "help"
+        if not command.startswith("-"):  # As in flags, hyphens are underscores.
+            command = command.replace("-", "_")
+        code = _run(command, argv[1:])
         if sys.stdout:
             sys.stdout.flush()  # While an error can be told.
         return code
@@ -85,7 +89,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:<14}{text}" for name, text in COMMANDS.items())
     return (
         "usage: prefchat COMMAND [FLAGS]\n\n"
         "Train a small model that picks the right stored reply, and chat with it.\n\n"

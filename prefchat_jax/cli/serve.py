@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import UseAppendAction
 
 from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.cli import flags
@@ -16,15 +16,12 @@ from prefchat_jax.training.run_directory import RunDirectory
 _KEY = "PREFCHAT_API_KEY"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeFlags:
     """Serve a run as OpenAI's chat completions do, with a page to try it."""
 
-    run: Positional[str | None] = None
-    """Run directory of `prefchat finetune`."""
-    _: dataclasses.KW_ONLY
-    weights: str | None = None
-    """The same, as the other commands name it."""
+    weights: str
+    """Run directory of `prefchat finetune`; may come first, without its flag."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 is every one of this machine."""
     port: int = 8000
@@ -58,7 +55,7 @@ class ServeFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Loads the run and serves it until it is told to stop."""
-    given = flags.parse(ServeFlags, "serve", argv)
+    given = flags.parse(ServeFlags, "serve", argv, first="weights")
     try:
         from prefchat_jax.serving import app, server
     except ImportError as error:
@@ -68,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     from prefchat_jax.chat.session import Chat
     from prefchat_jax.serving.feedback import FeedbackFile
 
-    run = RunDirectory.open(_run_of(given))
+    run = RunDirectory.open(given.weights)
     settings = server_settings(given, run)
     if settings.feedback:
         FeedbackFile(settings.feedback).check()
@@ -113,10 +110,3 @@ def welcome(url: str, stored: int, settings: ServerSettings) -> str:
         f"/v1/chat/completions{key} -H 'Content-Type: application/json' "
         """-d '{"messages": [{"role": "user", "content": "hello"}]}'"""
     )
-
-
-def _run_of(given: ServeFlags) -> str:
-    """The run directory, which either way of naming it gives."""
-    if (given.run is None) == (given.weights is None):
-        raise UserError("serve needs one run directory: `prefchat serve RUN`.")
-    return given.run or given.weights or ""

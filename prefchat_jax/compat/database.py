@@ -42,6 +42,11 @@ def read_examples(path: str | os.PathLike) -> list[Example]:
         ) from error
 
 
+def as_often(row: Example, count: int) -> list[Example]:
+    """The row as often as it counts, within bounds."""
+    return [row] * min(max(count, 1), _MOST)
+
+
 def _read(row: tuple) -> Iterator[Example]:
     number, user, context, response, count = row
     texts = [text or "" for text in (user, context, response)]
@@ -50,8 +55,7 @@ def _read(row: tuple) -> Iterator[Example]:
     user, context, response = (text.strip() for text in texts)
     if user and response:
         turns = (*_earlier(context, user), Turn("user", user))
-        for _ in range(min(max(int(count or 1), 1), _MOST)):
-            yield Example(turns, response)
+        yield from as_often(Example(turns, response), int(count or 1))
 
 
 def _earlier(context: str, user: str) -> list[Turn]:

@@ -1,19 +1,23 @@
 """The reference's heads: large, xlarge and xxlarge are one, base has more parts."""
 
-import jax
-import jax.numpy as jnp
-
-from prefchat_jax.compat.layers import layer_norm, linear
-from prefchat_jax.models.classifier import Params
-from prefchat_jax.models.heads import ACTIVATIONS
+from prefchat_jax.compat.layers import (
+    Array,
+    Params,
+    gelu,
+    layer_norm,
+    linear,
+    mish,
+    namespace,
+    relu,
+    silu,
+    softmax,
+)
 
 _DROPOUT = 0.1
-_ACTIVATIONS = (*ACTIVATIONS, jax.nn.relu)
+_ACTIVATIONS = (silu, gelu, mish, relu)  # Of the branches, in order.
 
 
-def head_logits(
-    params: Params, x: jax.Array, *, key: jax.Array | None = None
-) -> jax.Array:
+def head_logits(params: Params, x: Array, *, key: Array | None = None) -> Array:
     """Logits `[..., buckets]` of vectors `[..., 256]`, before the norm over them.
 
     `base(x) + sum_i scale_i * sum_{j<=i} share_ij branch_j(x)`, where the shares of
@@ -34,38 +38,42 @@ def head_logits(
             zip(params["branches"].values(), _ACTIVATIONS, strict=False)
         )
     ]
-    without_router = len(outputs) - len(params.get("routers", {}))
-    for stage, scale in enumerate(params["scales"]):
-        if stage < without_router:
-            mixed = outputs[stage]
-        else:
-            shares = jax.nn.softmax(
-                linear(params["routers"][stage - without_router], x)
-            )
-            mixed = sum(
-                (shares[..., j, None] * outputs[j] for j in range(stage + 1)), 0.0
-            )
-        logits = logits + scale * mixed
+    xp, weights = namespace(x), branch_mixture(params, x)
+    logits = logits + xp.einsum("...n,...nc->...c", weights, xp.stack(outputs, axis=-2))
     if "domains" in params:
         logits = logits + _reference_base(params, x, key)
     return logits
 
 
-def _reference_base(params: Params, x: jax.Array, key: jax.Array | None) -> jax.Array:
+def branch_mixture(params: Params, x: Array) -> Array:
+    """The total weight `[..., n]` of each branch, scales included."""
+    xp, count = namespace(x), len(params["branches"])
+    without_router = count - len(params.get("routers", {}))
+    total = xp.zeros_like(x[..., :count])
+    for stage in range(count):
+        if stage < without_router:
+            first, shares = stage, xp.ones_like(x[..., :1])
+        else:
+            router = params["routers"][stage - without_router]
+            first, shares = 0, softmax(linear(router, x))[..., : stage + 1]
+        rest = count - first - shares.shape[-1]
+        around = [(0, 0)] * (x.ndim - 1) + [(first, rest)]
+        total = total + params["scales"][stage] * xp.pad(shares, around)
+    return total
+
+
+def _reference_base(params: Params, x: Array, key: Array | None) -> Array:
     """Domain experts, a calibration and a reasoning gate, each with its scale."""
+    xp = namespace(x)
     h = layer_norm(params["pre_norm"], x)
     domains = params["domains"]
-    experts = linear(
-        domains["experts"], _dropped(jax.nn.silu(h), key, len(_ACTIVATIONS))
-    )
-    shares = jax.nn.softmax(linear(domains["router"], h))
-    experts = experts.reshape(*shares.shape, -1)
-    by_domain = jnp.einsum("...k,...kc->...c", shares, experts)
-    calibration = jnp.tanh(linear(params["calibration"], h))
+    dropped = _dropped(silu(h), key, len(_ACTIVATIONS))
+    experts = xp.einsum("...i,ikc->...kc", dropped, domains["experts"]["kernel"])
+    shares = softmax(linear(domains["router"], h))
+    by_domain = xp.einsum("...k,...kc->...c", shares, experts)
+    calibration = xp.tanh(linear(params["calibration"], h))
     reasoning = params["reasoning"]
-    thought = jnp.tanh(
-        linear(reasoning["up"], jax.nn.silu(linear(reasoning["down"], x)))
-    )
+    thought = xp.tanh(linear(reasoning["up"], silu(linear(reasoning["down"], x))))
     return (
         domains["scale"] * by_domain
         + params["calibration"]["scale"] * calibration
@@ -73,8 +81,10 @@ def _reference_base(params: Params, x: jax.Array, key: jax.Array | None) -> jax.
     )
 
 
-def _dropped(x: jax.Array, key: jax.Array | None, number: int) -> jax.Array:
+def _dropped(x: Array, key: Array | None, number: int) -> Array:
     if key is None:
         return x
+    import jax
+
     kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - _DROPOUT, x.shape)
-    return jnp.where(kept, x / (1 - _DROPOUT), 0)
+    return namespace(x).where(kept, x / (1 - _DROPOUT), 0)

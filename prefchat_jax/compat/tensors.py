@@ -13,11 +13,12 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.training.parameters import nest
 
 HeadName = Literal["reference_base", "large", "xlarge", "xxlarge"]
+# By their branches, one to four.
+HEADS: tuple[HeadName, ...] = ("large", "xlarge", "xxlarge", "reference_base")
 
 _HEAD = "layers.10."
 _GATES = ("alpha", "beta", "gamma")
 _SUFFIXES = ("", "_b", "_c")  # Of the adapters, in order.
-_NAMES: tuple[HeadName, ...] = ("large", "xlarge", "xxlarge")
 # A tensor of a head that is larger than ours, and that head.
 _LARGER = {
     "layers.11.adapter_up.weight": "megalarge",
@@ -124,7 +125,7 @@ def head_shape(shapes: Mapping[str, tuple[int, ...]], source: str) -> HeadShape:
     widths = tuple(width_of(name) for name in ups if name in shapes)
     if not widths:
         raise UserError(f"{source} lacks {ups[0]}: its head has no branch.")
-    return HeadShape(_NAMES[len(widths) - 1], widths, buckets)
+    return HeadShape(HEADS[len(widths) - 1], widths, buckets)
 
 
 def expected_tensors(head: HeadShape) -> _Rows:
@@ -198,9 +199,18 @@ def to_params(
             raise UserError(f"{source}: {name} has numbers that are not finite.")
         arrays[path] = _as_kernel(array) if path.endswith(".kernel") else array
     params = nest(arrays)
-    scales = params["head"]["scales"]
+    scales, domains = params["head"]["scales"], params["head"].get("domains")
     params["head"]["scales"] = np.stack([scales[i] for i in range(len(scales))])
+    if domains:  # The logits of each domain apart.
+        experts = domains["experts"]["kernel"].reshape(256, -1, head.num_buckets)
+        domains["experts"]["kernel"] = experts
     return head, params
+
+
+def empty_params(head: HeadShape) -> dict[Any, Any]:
+    """Zeros where the parameters of a checkpoint with this head would be."""
+    rows = expected_tensors(head).items()
+    return to_params({name: np.zeros(shape) for name, (_, shape) in rows}, "")[1]
 
 
 def _base_parts(buckets: int) -> _Rows:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prefchat_jax.evaluation.metrics import paired_bootstrap
-from prefchat_jax.models.classifier import ModelConfig, Params
+from prefchat_jax.models.classifier import BucketModel, Params
 from prefchat_jax.training.steps import Rows, branch_weights, predict, score
 
 _DRAWS = 2000
@@ -65,7 +65,7 @@ class ClassWeights(NamedTuple):
     weights: np.ndarray
 
 
-def measure_branches(model: ModelConfig, params: Params, rows: Rows) -> BranchFigures:
+def measure_branches(model: BucketModel, params: Params, rows: Rows) -> BranchFigures:
     """Switches each branch off in turn, and then all of them.
 
     Args:

@@ -252,8 +252,9 @@ def _judge_buckets(run: RunDirectory, records: Records) -> BucketJudgement | Non
     numbers = Buckets(labels, given=True).numbers(examples)
     model, params = load_model(run)
     featurizer = run.featurizer()
-    bags = featurizer([row.context for row in [*examples, *records.out_of_scope]])
-    logits = predict(model, params, *featurizer.embedded(bags))
+    contexts = [row.context for row in [*examples, *records.out_of_scope]]
+    read = featurizer.classified(featurizer(contexts), contexts)
+    logits = predict(model, params, *read)
     return BucketJudgement(
         examples,
         logits[: len(examples)],

@@ -1,29 +1,86 @@
 """The bucket classifier as pure functions of plain-dict parameters."""
 
+import abc
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
 from prefchat_jax.models.encoders import BagEncoder
-from prefchat_jax.models.heads import RoutedHead
+from prefchat_jax.models.heads import GROWING_AXES, Axes, RoutedHead
 
 # A nested dict of arrays. `Any`, because JAX types its trees loosely.
 Params = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The shape of a bucket classifier. Hashable: a static argument of jit."""
+class BucketModel(abc.ABC):
+    """A kind of bucket classifier, by its shape. Hashable: a static argument of jit.
+
+    Training, warm starts and evaluation know a model by this alone;
+    `training/kinds.py` lists the kinds.
+
+    Attributes:
+      num_buckets: number of logits.
+      branch_widths: hidden units of each adapter branch of the head.
+      growing_axes: which axes a warm start may change, by pattern of a path.
+    """
 
     num_buckets: int
-    vocabulary: int
     branch_widths: tuple[int, ...]
+    growing_axes: ClassVar[Axes] = GROWING_AXES
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array) -> Params:
+        """Draws initial parameters as a plain nested dict of arrays."""
+
+    @abc.abstractmethod
+    def logits(
+        self,
+        params: Params,
+        ids: jax.Array,
+        weights: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits `[batch, num_buckets]`; takes what `bucket_logits` takes."""
+
+    @abc.abstractmethod
+    def mixture(self, params: Params, ids: jax.Array, weights: jax.Array) -> jax.Array:
+        """Weights `[batch, n]` of the `n` branches; see `branch_mixture`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(BucketModel):
+    """The package's own kind: an embedding bag under a routed head."""
+
+    vocabulary: int
     width: int = 64
     hidden: int = 128
-    feature_dropout: float = 0.7
+    feature_dropout: float = 0.8
+
+    def init(self, key: jax.Array) -> Params:
+        """See `BucketModel`."""
+        model = BucketClassifier(self, rngs=nnx.Rngs(key))
+        return nnx.to_pure_dict(nnx.split(model)[1])
+
+    def logits(
+        self,
+        params: Params,
+        ids: jax.Array,
+        weights: jax.Array,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """See `BucketModel`; a key turns feature dropout on."""
+        return nnx.merge(_graphdef(self), params)(ids, weights, key=key)
+
+    def mixture(self, params: Params, ids: jax.Array, weights: jax.Array) -> jax.Array:
+        """See `BucketModel`, and `RoutedHead.mixture`."""
+        model = nnx.merge(_graphdef(self), params)
+        return model.head.mixture(model.encoder(ids, weights))
 
 
 class BucketClassifier(nnx.Module):
@@ -49,14 +106,13 @@ class BucketClassifier(nnx.Module):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def init_params(config: ModelConfig, key: jax.Array) -> Params:
+def init_params(config: BucketModel, key: jax.Array) -> Params:
     """Draws initial parameters as a plain nested dict of arrays."""
-    model = BucketClassifier(config, rngs=nnx.Rngs(key))
-    return nnx.to_pure_dict(nnx.split(model)[1])
+    return config.init(key)
 
 
 def bucket_logits(
-    config: ModelConfig,
+    config: BucketModel,
     params: Params,
     ids: jax.Array,
     weights: jax.Array,
@@ -70,20 +126,19 @@ def bucket_logits(
       params: its parameters, from `init_params` or a checkpoint.
       ids: integer feature ids.
       weights: feature weights; 0 for padding.
-      key: a random key turns feature dropout on (training).
+      key: a random key turns dropout on (training).
     """
-    return nnx.merge(_graphdef(config), params)(ids, weights, key=key)
+    return config.logits(params, ids, weights, key=key)
 
 
 def branch_mixture(
-    config: ModelConfig, params: Params, ids: jax.Array, weights: jax.Array
+    config: BucketModel, params: Params, ids: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    """What each branch is multiplied by, `[batch, n]`; see `RoutedHead.mixture`."""
-    model = nnx.merge(_graphdef(config), params)
-    return model.head.mixture(model.encoder(ids, weights))
+    """What each of `n` branches is multiplied by, `[batch, n]`, scales included."""
+    return config.mixture(params, ids, weights)
 
 
-def abstract_params(config: ModelConfig) -> Params:
+def abstract_params(config: BucketModel) -> Params:
     """Shapes and dtypes of the parameters, without memory."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 

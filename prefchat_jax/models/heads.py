@@ -1,6 +1,7 @@
 """Heads: a linear base plus adapter branches that routers mix in stages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,19 @@ ACTIVATIONS: tuple[Callable[[jax.Array], jax.Array], ...] = (
     lambda x: jax.nn.gelu(x, approximate=False),
     mish,
 )
+
+
+# What the axes of an array are to a larger head: as long, longer, or one place for
+# each bucket. By a pattern of the array's path; all others stay as they are.
+Axis = Literal["same", "wider", "buckets"]
+Axes = Mapping[str, tuple[Axis, ...]]
+GROWING_AXES: Axes = {
+    r"head\.base\.kernel": ("same", "buckets"),
+    r"head\.base\.bias": ("buckets",),
+    r"head\.branches\.\d\.up\.kernel": ("same", "wider"),
+    r"head\.branches\.\d\.down\.kernel": ("wider", "buckets"),
+    r"head\.scales": ("wider",),
+}
 
 
 class Branch(nnx.Module):

@@ -8,7 +8,7 @@ token and every platform gives the same ids. Weights are tf-idf with unit norm
 
 import dataclasses
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,6 +99,30 @@ class Featurizer:
         counts = _document_counts(_questions(contexts), self.config)
         return self._with_scorer(counts, responses)
 
+    @classmethod
+    def restore(
+        cls,
+        settings: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        model: Mapping[str, Any],
+    ) -> "Featurizer":
+        """Rebuilds the featurizer of a run.
+
+        Args:
+          settings: of the `FeatureConfig`, as config.json has them.
+          arrays: those of the featurizer, by name.
+          model: what config.json says of the classifier that reads them.
+        """
+        config = FeatureConfig(
+            **dict(settings)
+            | {
+                "turns": TurnWeights(**settings["turns"]),
+                "char_ngrams": tuple(settings["char_ngrams"]),
+            }
+        )
+        # A run of an older version has no rows for a scorer, nor a scorer.
+        return cls(config, arrays["idf"], arrays["rows"], arrays.get("scorer_rows"))
+
     @property
     def num_rows(self) -> int:
         """Embeddings to learn, rounded up so that similar corpora compile once."""
@@ -120,6 +144,19 @@ class Featurizer:
     def texts(self, texts: Iterable[str]) -> Bags:
         """Featurises single texts, such as responses or stored questions."""
         return self([(Turn("user", text),) for text in texts])
+
+    def classified(self, bags: Bags, contexts: Sequence[Context] = ()) -> Bags:
+        """What the bucket classifier reads of contexts: their bags by embedding row.
+
+        Args:
+          bags: the contexts', as the featurizer gives them.
+          contexts: themselves, for a classifier with features of its own.
+        """
+        return self.embedded(bags)
+
+    def trained(self, bags: Bags, contexts: Sequence[Context] = ()) -> Bags:
+        """`classified` for training, without the lightest features of few rows."""
+        return trim(self.classified(bags, contexts))
 
     def embedded(self, bags: Bags) -> Bags:
         """The bags by embedding row; what has no embedding weighs nothing."""

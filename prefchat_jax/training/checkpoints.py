@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from prefchat_jax.errors import UserError
-from prefchat_jax.models.classifier import ModelConfig, Params, abstract_params
+from prefchat_jax.models.classifier import BucketModel, Params, abstract_params
 from prefchat_jax.models.scorer import ScorerConfig, abstract_scorer
+from prefchat_jax.training.kinds import load_part
 from prefchat_jax.training.parameters import fingerprint as fingerprint
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import TrainState
@@ -103,6 +104,11 @@ class Checkpoints:
                 f"{advice}"
             ) from error
 
+    def write_untrained(self, params: Params) -> None:
+        """Writes step 0, which no epoch of this package has trained."""
+        trees = {"best": jax.tree.map(jnp.asarray, params)} | self._scorer
+        self._steps.save_checkpointables(0, trees, force=True)
+
     def resume(self, like: TrainState) -> TrainState:
         """Loads the last epoch onto the device of `like`, and the best one so far."""
         found = _load(
@@ -113,7 +119,7 @@ class Checkpoints:
         return found["last"]
 
 
-def load_model(run: RunDirectory) -> tuple[ModelConfig, Params]:
+def load_model(run: RunDirectory) -> tuple[BucketModel, Params]:
     """The shape and the best parameters of a run; nothing but orbax is read.
 
     Raises:
@@ -121,7 +127,7 @@ def load_model(run: RunDirectory) -> tuple[ModelConfig, Params]:
     """
     shape = dict(run.config()["model"])
     shape["branch_widths"] = tuple(shape["branch_widths"])
-    model = ModelConfig(**shape)
+    model = load_part(shape, "model")(**shape)
     step = _finished_step(run)
     return model, _load(step, {"best": _abstract(abstract_params(model))})["best"]
 

@@ -43,6 +43,11 @@ OF_PREFERENCES = (
 )
 
 
+def is_checkpoint(weights: str | None) -> bool:
+    """Whether --weights is a file of PyTorch, which is imported, and not a run."""
+    return weights is not None and weights.endswith((".pth", ".pt"))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Train a bucket classifier and write a run directory that chat can load."""
@@ -58,7 +63,10 @@ class FinetuneConfig:
     meta: str | None = None
     """Also write the run's metadata to this JSON file."""
     weights: str | None = None
-    """Start from this run, grown where it is smaller; also the reference policy."""
+    """Start from this run, grown where it is smaller; also the reference policy.
+    A .pth of the PyTorch reference is imported into --output first."""
+    weights_meta: str | None = None
+    """Metadata of that .pth, which are read; --meta is written."""
     train_all: bool = False
     """With --weights: train everything, not only the head and the final norm."""
     resume: bool = False
@@ -118,7 +126,7 @@ class FinetuneConfig:
     """Epochs over which the preference weight grows from 0."""
 
     epochs: int | None = None
-    """Passes over the training rows [20; fewer where that is over 900 steps]."""
+    """Passes over the training rows [30; fewer where that is over 1,350 steps]."""
     batch_size: int | None = None
     """Rows of a micro-batch [256; less for a corpus of under 4,096 rows]."""
     grad_accum_steps: int = 1
@@ -188,6 +196,11 @@ class FinetuneConfig:
         _check_range(self, 0, 2**31 - 1, "seed")
         self._check_objective()
         self._check_noise()
+        if self.weights_meta and not is_checkpoint(self.weights):
+            raise UserError(
+                f"--weights_meta {self.weights_meta}: needs a .pth as --weights; a run "
+                "has its own."
+            )
         self._check_preferences()
         if self.model_size or not self.weights:
             self.branch_widths()
@@ -225,8 +238,8 @@ class FinetuneConfig:
                 raise UserError(
                     f"--{name} {value}: {which} has {len(widths)} branches."
                 )
-        values = list(given.values())
-        return tuple(values[i] or width for i, width in enumerate(widths))
+        wider = dict(enumerate(given.values()))
+        return tuple(wider.get(i) or width for i, width in enumerate(widths))
 
     def noise(self) -> str:
         """The noise model, by either flag."""

@@ -11,7 +11,7 @@ from prefchat_jax.datasets.responses import response_rows
 from prefchat_jax.datasets.split import split_rows
 from prefchat_jax.errors import UserError
 from prefchat_jax.text.dialogue import Example
-from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, trim
+from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.loop import Progress
 from prefchat_jax.training.run_directory import RunDirectory
@@ -60,11 +60,11 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     hashed = featurizer(contexts)
     return Corpus(
         Rows(
-            *trim(featurizer.embedded(hashed)),
+            *featurizer.trained(hashed, contexts),
             labels,
             numbers.astype(np.int32),
         ),
-        Rows(*_embedded(featurizer, val_rows), labelled.numbers[val]),
+        Rows(*_classified(featurizer, val_rows), labelled.numbers[val]),
         train_rows,
         val_rows,
         labelled,
@@ -119,8 +119,9 @@ def _featurizer(
     return theirs
 
 
-def _embedded(featurizer: Featurizer, rows: Sequence[Example]) -> Bags:
-    return featurizer.embedded(featurizer([row.context for row in rows]))
+def _classified(featurizer: Featurizer, rows: Sequence[Example]) -> Bags:
+    contexts = [row.context for row in rows]
+    return featurizer.classified(featurizer(contexts), contexts)
 
 
 def _tell(records: Records, progress: Progress) -> None:

@@ -16,6 +16,8 @@ _PARTS = {
     "head.routers": "routers and scales",
     "head.scales": "routers and scales",
     "encoder.norm": "final norm",
+    "encoder": "encoder rest",
+    "head": "head rest",
 }
 
 

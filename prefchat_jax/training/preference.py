@@ -138,7 +138,10 @@ def _named(objective: str, beta: float, margin: float) -> dict[str, Any] | None:
 
 def init_preference_state(preference: Preference) -> PreferenceState:
     """The state before the first batch."""
-    reliability = jnp.full(preference.num_sources, 1.0 - preference.noise_rate)
+    # With its type: a weak one would become strong in step 1, and compile again.
+    reliability = jnp.full(
+        preference.num_sources, 1.0 - preference.noise_rate, jnp.float32
+    )
     return PreferenceState(losses.init_lmpo(), reliability)
 
 

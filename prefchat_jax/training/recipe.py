@@ -3,7 +3,7 @@
 import math
 
 from prefchat_jax.datasets.sampling import EpochPlan
-from prefchat_jax.models.classifier import ModelConfig
+from prefchat_jax.models.classifier import BucketModel
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus
 from prefchat_jax.training.loop import LoopConfig, Progress
@@ -14,13 +14,13 @@ from prefchat_jax.training.steps import Recipe
 
 
 def make_recipe(
-    config: FinetuneConfig, model: ModelConfig, corpus: Corpus, progress: Progress
+    config: FinetuneConfig, model: BucketModel, corpus: Corpus, progress: Progress
 ) -> tuple[Recipe, LoopConfig]:
     """Turns flags into what compiles and what loops."""
     if config.early_stop_patience and not len(corpus.val.ids):
         progress.notice("--early_stop_patience needs validation rows: there are none")
     steps_per_epoch = make_plan(config, corpus).optimizer_steps
-    epochs = config.epochs or min(20, max(4, 900 // steps_per_epoch))
+    epochs = config.epochs or min(30, max(4, 1350 // steps_per_epoch))
     steps = epochs * steps_per_epoch
     recipe = Recipe(
         model=model,

@@ -10,6 +10,7 @@ responses.db       stored replies (SQLite), bound to the best step
 responses.index    what chat derives from them, mapped into memory; may be deleted
 report.md          what a stranger should know of the run
 warm_start.json    what of the run of --weights was taken over, if there was one
+imported/          that run, if --weights was a checkpoint of PyTorch
 feedback.jsonl     preference pairs of users, from `prefchat serve`
 metrics.jsonl      one line for every chunk of training steps and every epoch
 ```
@@ -29,9 +30,9 @@ import numpy as np
 from prefchat_jax.datasets.records import corpus_paths
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import check_outputs, write_aside
-from prefchat_jax.text.dialogue import TurnWeights
-from prefchat_jax.text.features import HASH_VERSION, FeatureConfig, Featurizer
+from prefchat_jax.text.features import HASH_VERSION, Featurizer
 from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.kinds import load_part
 
 FORMAT = 2  # Raise it when an older package could not read what is written.
 
@@ -65,7 +66,8 @@ class RunDirectory:
         if not (run.path / "config.json").exists():
             raise UserError(
                 f"{path} is not a run directory (no config.json): give the "
-                "--output of `prefchat finetune`."
+                "--output of `prefchat finetune`, or of `prefchat import_torch` for a "
+                "file of PyTorch."
             )
         written = run.config()
         if not isinstance(written, dict) or "format" not in written:
@@ -183,19 +185,12 @@ class RunDirectory:
 
     def featurizer(self) -> Featurizer:
         """Rebuilds the featurizer that the run was trained with."""
-        config = dict(self.config()["features"])
-        config["turns"] = TurnWeights(**config["turns"])
-        config["char_ngrams"] = tuple(config["char_ngrams"])
+        config = self.config()
+        make = load_part(config["model"], "featurizer")
         path = self.path / "features.npz"
         try:
             with path.open("rb") as file, np.load(file) as arrays:
-                return Featurizer(
-                    FeatureConfig(**config),
-                    arrays["idf"],
-                    arrays["rows"],
-                    # A run of an older version has none, nor a scorer.
-                    arrays.get("scorer_rows"),
-                )
+                return make.restore(config["features"], arrays, config["model"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read ({error}): train again.") from error
 

@@ -2,13 +2,18 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from prefchat_jax.datasets.labels import Label
-from prefchat_jax.models.classifier import ModelConfig, Params, init_params
+from prefchat_jax.models.classifier import (
+    BucketModel,
+    ModelConfig,
+    Params,
+    init_params,
+)
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names
@@ -23,7 +28,7 @@ from prefchat_jax.training.warm_start import Report, grow
 class Source(NamedTuple):
     """The run of --weights: its shape, its parameters, and its buckets by name."""
 
-    shape: ModelConfig
+    shape: BucketModel
     params: Params
     names: list[str]
 
@@ -51,7 +56,7 @@ def load_source(config: FinetuneConfig) -> Source | None:
 
 def model_shape(
     config: FinetuneConfig, corpus: Corpus, source: Source | None
-) -> ModelConfig:
+) -> BucketModel:
     """The shape to train: as the flags say, and where they do not, the source's."""
     num_buckets = len(corpus.labelled.buckets.labels)
     if source is None:
@@ -68,7 +73,7 @@ def model_shape(
 
 
 def initial_params(
-    config: FinetuneConfig, model: ModelConfig, corpus: Corpus, source: Source | None
+    config: FinetuneConfig, model: BucketModel, corpus: Corpus, source: Source | None
 ) -> tuple[Params, Report | None]:
     """The parameters before step 1, and what of them is the source's.
 
@@ -86,7 +91,10 @@ def initial_params(
         if buckets.given
         else _clustering(dataclasses.asdict(config), corpus.fingerprint),
     )
-    return grow(source.params, params, source.names, names)
+    theirs = _renamed(
+        source.names, dict(zip(map(str, buckets.labels), names, strict=True))
+    )
+    return grow(source.params, params, theirs, names, model.growing_axes)
 
 
 def _clustering(settings: dict[str, Any], fingerprint: str) -> str:
@@ -109,6 +117,18 @@ def _distinct_names(
     return [
         name if count[name] == 1 else f"{name} (label {label})" for label, name in pairs
     ]
+
+
+def _renamed(theirs: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """Buckets that are known by a label alone, by the name that it has here.
+
+    Args:
+      theirs: names of another run.
+      names: here, by label.
+    """
+    taken = set(theirs)
+    renamed = {old: names.get(old, old) for old in theirs}
+    return [old if renamed[old] in taken else renamed[old] for old in theirs]
 
 
 def show_report(report: Report, config: FinetuneConfig, progress: Progress) -> None:

@@ -12,7 +12,7 @@ import optax
 
 from prefchat_jax.datasets.sampling import Plan
 from prefchat_jax.models.classifier import (
-    ModelConfig,
+    BucketModel,
     Params,
     branch_mixture,
     bucket_logits,
@@ -35,7 +35,7 @@ EVAL_BATCH = 1024
 class Recipe:
     """Everything that is fixed when a run compiles. Hashable."""
 
-    model: ModelConfig
+    model: BucketModel
     objective: Objective
     optimizer: OptimizerConfig
 
@@ -152,7 +152,7 @@ def eval_params(recipe: Recipe, state: TrainState, *, use_ema: bool) -> Params:
 
 
 def predict(
-    config: ModelConfig, params: Params, ids: np.ndarray, weights: np.ndarray
+    config: BucketModel, params: Params, ids: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Logits `[n, C]` as NumPy, in batches of at most `EVAL_BATCH` rows."""
     if not len(ids):
@@ -161,7 +161,7 @@ def predict(
 
 
 def branch_weights(
-    config: ModelConfig, params: Params, ids: np.ndarray, weights: np.ndarray
+    config: BucketModel, params: Params, ids: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """What the head multiplies each branch by, `[n, branches]`; `n` is not 0."""
     return _in_batches(partial(_mixture, config, params), ids, weights)

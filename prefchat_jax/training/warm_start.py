@@ -20,19 +20,10 @@ import numpy as np
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import Params
+from prefchat_jax.models.heads import GROWING_AXES, Axes
 from prefchat_jax.training.parameters import flatten, nest
 
 _SCALES = "head.scales"
-
-# What the axes of a path are, where not all must be as long here as there.
-Axis = Literal["same", "wider", "buckets"]
-_AXES: dict[str, tuple[Axis, ...]] = {
-    r"head\.base\.kernel": ("same", "buckets"),
-    r"head\.base\.bias": ("buckets",),
-    r"head\.branches\.\d\.up\.kernel": ("same", "wider"),
-    r"head\.branches\.\d\.down\.kernel": ("wider", "buckets"),
-    re.escape(_SCALES): ("wider",),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +75,7 @@ def grow(
     target: Params,
     source_names: Sequence[str] = (),
     target_names: Sequence[str] = (),
+    axes: Axes = GROWING_AXES,
 ) -> tuple[Params, Report]:
     """Copies what the source has into a new model.
 
@@ -92,6 +84,7 @@ def grow(
       target: initial parameters of the new model, as `init_params` draws them.
       source_names: the name of every bucket of the source, none twice.
       target_names: the same of the new model.
+      axes: which axes may differ, as the model says.
 
     Returns:
       The grown parameters, in NumPy, and the report.
@@ -107,7 +100,7 @@ def grow(
     buckets = _matched(source_names, target_names)
     grown, paths = {}, []
     for path, fresh in ours.items():
-        grown[path], row = _grown(path, theirs.get(path), fresh, buckets)
+        grown[path], row = _grown(path, theirs.get(path), fresh, buckets, axes)
         paths.append(row)
     if _SCALES in theirs and len(buckets.target):
         grown[_SCALES][len(theirs[_SCALES]) :] = 0.0
@@ -131,12 +124,16 @@ def _without(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
 
 
 def _grown(
-    path: str, theirs: np.ndarray | None, fresh: np.ndarray, buckets: _Places
+    path: str,
+    theirs: np.ndarray | None,
+    fresh: np.ndarray,
+    buckets: _Places,
+    axes: Axes,
 ) -> tuple[np.ndarray, PathReport]:
     """`fresh` with what the source has of it, and what that was."""
     value, copied = np.array(fresh), 0
     if theirs is not None:
-        places = _places(path, theirs, fresh, buckets)
+        places = _places(path, theirs, fresh, buckets, axes)
         taken = theirs[np.ix_(*(place.source for place in places))]
         value[np.ix_(*(place.target for place in places))] = taken
         copied = taken.size
@@ -153,15 +150,15 @@ def _grown(
 
 
 def _places(
-    path: str, theirs: np.ndarray, ours: np.ndarray, buckets: _Places
+    path: str, theirs: np.ndarray, ours: np.ndarray, buckets: _Places, axes: Axes
 ) -> list[_Places]:
     """Along each axis, what is taken there and where it goes here."""
-    named = (axes for pattern, axes in _AXES.items() if re.fullmatch(pattern, path))
-    axes = next(named, ("same",) * ours.ndim)
+    named = (found for pattern, found in axes.items() if re.fullmatch(pattern, path))
+    kinds = next(named, ("same",) * ours.ndim)
     if theirs.ndim != ours.ndim:
         raise _misfit(path, theirs, ours)
     places = []
-    for axis, there, here in zip(axes, theirs.shape, ours.shape, strict=True):
+    for axis, there, here in zip(kinds, theirs.shape, ours.shape, strict=True):
         if axis != "buckets" and (there > here or (axis == "same" and there < here)):
             raise _misfit(path, theirs, ours)
         every = np.arange(there)
