@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import prefchat_jax
 from prefchat_jax.calibration import measure_chat
@@ -38,6 +39,7 @@ from prefchat_jax.training.pairs_run import (
     load_pairs,
     tune_scorer,
 )
+from prefchat_jax.training.parameters import fingerprint
 from prefchat_jax.training.run_directory import RunDirectory, start_run, write_json
 
 
@@ -125,10 +127,14 @@ def _write(
     run.write_json("labels.json", source.buckets())
     run.write_features(old.featurizer)
     run.write_json("config.json", description)
-    new = Inference.of(old.featurizer, classifier, scorer)
+    new = dataclasses.replace(
+        old,
+        scorer=scorer,
+        fingerprint=fingerprint(old.classifier, old.featurizer, scorer),
+    )
     copy_store(source.store, run.store, fingerprint=old.fingerprint, inference=new)
     finish_store(run.store, new)
-    with Checkpoints(run.checkpoints, jax.tree.map(jax.numpy.asarray, scorer)) as steps:
+    with Checkpoints(run.checkpoints, jax.tree.map(jnp.asarray, scorer)) as steps:
         steps.save_final(description["last_epoch"], classifier)
 
 
