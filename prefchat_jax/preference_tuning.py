@@ -143,8 +143,8 @@ def _description(
         "finetune": dataclasses.asdict(config),
         "fingerprint": compared.fingerprint,
         "weights_fingerprint": start_hash,
-        "train_pairs": len(corpus.train.chosen),
-        "val_pairs": len(corpus.val.chosen),
+        "train_pairs": len(corpus.train.replies),
+        "val_pairs": len(corpus.val.replies),
         "best_epoch": fit.best_epoch,
     }
 
@@ -193,6 +193,6 @@ def _tell(corpus: PairCorpus, progress: Progress) -> None:
     if corpus.unmatched:
         progress.notice(
             f"--length_control matched: {corpus.unmatched} pairs left out of "
-            f"{corpus.unmatched + len(corpus.train.chosen)}, "
-            f"{len(corpus.train.chosen)} train"
+            f"{corpus.unmatched + len(corpus.train.replies)}, "
+            f"{len(corpus.train.replies)} train"
         )
