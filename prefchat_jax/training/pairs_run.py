@@ -257,10 +257,8 @@ def _lengths(pairs: Sequence[PreferencePair]) -> tuple[np.ndarray, np.ndarray]:
 
 def _batch_size(config: FinetuneConfig, rows: int) -> int:
     """As asked, or such that also few pairs have 16 steps in an epoch."""
-    wanted = config.batch_size or min(
-        _BATCH, max(8, 1 << (rows // 16).bit_length() - 1)
-    )
-    return min(wanted, rows)
+    fitting = max(8, 1 << max(rows // 16, 1).bit_length() - 1)
+    return min(config.batch_size or min(_BATCH, fitting), rows)
 
 
 def _best(history: list[Metrics]) -> int:
