@@ -68,6 +68,10 @@ class Thumbs(NamedTuple):
     up: int
     unsaid: int
 
+    def counts(self) -> dict[str, int]:
+        """All but the questions themselves."""
+        return {name: n for name, n in self._asdict().items() if name != "rows"}
+
 
 def canned(path: str) -> list[Example]:
     """The rows of a file, each with the answer to its intent."""
@@ -209,12 +213,11 @@ def tune(
 
 def run(args: argparse.Namespace, **changes: Any) -> list[dict[str, Any]]:
     """The figures of every system, a row each."""
-    told, found = [], []
+    found = []
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
             thumbs, systems = run_seed(pathlib.Path(folder), seed, args, changes)
-        told.append(thumbs._replace(rows=[])._asdict() | {"pairs": len(thumbs.rows)})
-        print(json.dumps({"seed": seed} | told[-1]), flush=True)
+        print(json.dumps({"seed": seed} | thumbs.counts()), flush=True)
         found.append(systems)
     rows = []
     for name in found[0]:
