@@ -122,7 +122,7 @@ def first_stage(
 
 def tune(fold: Fold, settings: dict[str, Any]) -> tuple[Params, dict[str, float]]:
     """The tuned scorer, and how far each annotator is trusted."""
-    config = FinetuneConfig(weights="RUN", preferences="", output="", **settings)
+    config = FinetuneConfig(weights="RUN", preferences="PAIRS", output="", **settings)
     corpus = load_pairs(config, fold.featurizer, fold.train)
     fit = tune_scorer(config, fold.shape, fold.params, corpus, Silent())
     best = fit.history[fit.best_epoch - 1]

@@ -97,6 +97,7 @@ def test_the_loss_is_that_of_the_papers_beside_that_of_finding(scorer, rng):
     scores[same] = -np.inf  # The chosen reply of two rows is no negative of either.
     found = np.log(np.exp(scores).sum(axis=1)) - np.diagonal(scores)
     np.testing.assert_allclose(metrics["loss/pref"], dpo, rtol=2e-5)
+    found = found / np.exp(np.float64(scorer["log_scale"]))
     np.testing.assert_allclose(metrics["loss/found"], found, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(values, found + 0.7 * dpo, rtol=2e-5, atol=2e-5)
 
@@ -196,7 +197,7 @@ def featurizer():
 
 def _tune(featurizer, pairs, **changes):
     config = FinetuneConfig(
-        output="b", weights="a", preferences="p", **({"epochs": 4} | changes)
+        output="b", weights="a", preferences="p", **({"epochs": 6} | changes)
     )
     shape = ScorerConfig(vocabulary=featurizer.num_scorer_rows, width=32, hidden=16)
     params = init_scorer(shape, jax.random.key(0))

@@ -58,7 +58,7 @@ class PairRecipe:
     model: ScorerConfig
     optimizer: OptimizerConfig
     preference: Preference
-    weight: float = 1.0
+    weight: float = 0.2
     length_slope: float = 0.0
 
 
@@ -167,6 +167,8 @@ def pair_losses(
         _targets(rows, batch),
         state,
     )
+    # Those scores are so many times the cosines that the preference loss is of.
+    found = found * jnp.exp(-params["log_scale"])
     values = judged.trust * found + recipe.weight * judged.values
     metrics |= {
         "loss": values,

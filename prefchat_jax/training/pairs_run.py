@@ -39,7 +39,7 @@ from prefchat_jax.training.pairs import (
 from prefchat_jax.training.preference import make_preference
 from prefchat_jax.training.scorer_run import scorer_bags
 
-_EPOCHS = 8
+_EPOCHS = 20
 _BATCH = 64
 _RATE = 10.0  # A step of NovoGrad is that much shorter than one of Adam, or more.
 
