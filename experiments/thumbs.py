@@ -13,9 +13,10 @@ up: the right reply over the runner-up.
 
 Printed: the share of rows of `--val` whose best reply is right, nothing refused, as
 mean and standard deviation over seeds, and the 95 % paired bootstrap interval of the
-difference to the first stage. Beside it, what the same questions with their right
-answers bring: stored with `prefchat index`, in the first stage and in the tuned one,
-and trained on, with all else, anew.
+difference to the first stage. Beside it, what remains without the preference loss
+(`--pref_weight 0`), and what the same questions with their right answers bring: stored
+with `prefchat index`, in the first stage and in the tuned one, and trained on, with all
+else, anew.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from prefchat_jax.datasets.verdicts import last_verdicts
 from prefchat_jax.evaluation.asking import ask
 from prefchat_jax.evaluation.metrics import paired_bootstrap
 from prefchat_jax.finetune import finetune
+from prefchat_jax.preference_tuning import tune_preferences
 from prefchat_jax.serving.feedback import FeedbackFile
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.config import FinetuneConfig
@@ -65,6 +67,10 @@ class Thumbs(NamedTuple):
     down: int
     up: int
     unsaid: int
+
+    def counts(self) -> dict[str, int]:
+        """All but the questions themselves."""
+        return {name: n for name, n in self._asdict().items() if name != "rows"}
 
 
 def canned(path: str) -> list[Example]:
@@ -149,9 +155,8 @@ def run_seed(
     rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     first, others = shots(rows, args.shots)
     write_rows(folder / "first.jsonl", first)
-    paths = {
-        name: folder / name for name in ("first", "tuned", "both", "stored", "all")
-    }
+    names = ("first", "tuned", "chosen", "stored", "both", "all")
+    paths = {name: folder / name for name in names}
     common: dict[str, Any] = {"seed": seed} | changes
     data = str(folder / "first.jsonl")
     finetune(FinetuneConfig(data=data, output=str(paths["first"]), **common))
@@ -160,7 +165,8 @@ def run_seed(
         thumbs = give_thumbs(chat, others, kept, args.pairs)
     prefs = folder / "prefs.jsonl"
     write_pairs(prefs, last_verdicts(read_pairs([kept.path]).pairs).pairs)
-    tune(paths["first"], prefs, paths["tuned"], seed)
+    for name, weight in (("tuned", {}), ("chosen", {"pref_weight": 0.0})):
+        tune(paths["first"], prefs, data, paths[name], seed=seed, **weight)
     for source, copy in (("first", "stored"), ("tuned", "both")):
         shutil.copytree(paths[source], paths[copy])
         indexing.index(paths[copy], [], examples=thumbs.rows)
@@ -170,6 +176,7 @@ def run_seed(
     systems = {
         FIRST: "first",
         "tuned on the pairs": "tuned",
+        "tuned on the chosen replies alone": "chosen",
         "questions stored": "stored",
         "tuned, and stored": "both",
         "trained anew with the questions": "all",
@@ -178,24 +185,39 @@ def run_seed(
 
 
 def tune(
-    first: pathlib.Path, prefs: pathlib.Path, output: pathlib.Path, seed: int
+    first: pathlib.Path,
+    prefs: pathlib.Path,
+    data: str,
+    output: pathlib.Path,
+    **changes: Any,
 ) -> None:
-    """The first stage tuned on pairs, as `prefchat finetune --preferences` does."""
-    finetune(
+    """The first stage tuned on pairs, as `prefchat finetune --preferences` does.
+
+    Args:
+      first: the run to tune.
+      prefs: the pairs.
+      data: what the run was trained on; its validation rows weigh the ranking anew.
+      output: the run to write.
+      changes: other settings.
+    """
+    tune_preferences(
         FinetuneConfig(
-            weights=str(first), preferences=str(prefs), output=str(output), seed=seed
+            weights=str(first),
+            preferences=str(prefs),
+            data=data,
+            output=str(output),
+            **changes,
         )
     )
 
 
 def run(args: argparse.Namespace, **changes: Any) -> list[dict[str, Any]]:
     """The figures of every system, a row each."""
-    told, found = [], []
+    found = []
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
             thumbs, systems = run_seed(pathlib.Path(folder), seed, args, changes)
-        told.append(thumbs._replace(rows=[])._asdict() | {"pairs": len(thumbs.rows)})
-        print(json.dumps({"seed": seed} | told[-1]), flush=True)
+        print(json.dumps({"seed": seed} | thumbs.counts()), flush=True)
         found.append(systems)
     rows = []
     for name in found[0]:

@@ -24,6 +24,7 @@ from prefchat_jax.datasets.records import (
 )
 from prefchat_jax.datasets.split import prompt_key
 from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation.report import write_tuned_report
 from prefchat_jax.finetune import Silent, metadata
 from prefchat_jax.indexing import finish_store
 from prefchat_jax.inference import Inference
@@ -109,6 +110,7 @@ def tune_preferences(config: FinetuneConfig, progress: Progress = Silent()) -> T
             with Chat.load(run.path) as chat:
                 description |= measure_chat(chat, rows)
             run.write_json("config.json", description)
+        write_tuned_report(run, source, fit.history, fit.start_accuracy)
     if config.meta:
         write_json(config.meta, metadata(run, fit.history))
     seconds = time.perf_counter() - start

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import shutil
 
 import pytest
 
@@ -56,19 +55,22 @@ def test_a_warm_start_is_compared_with_none(run, corpus_path, monkeypatch):
 
 
 def test_thumbs_become_pairs_and_their_questions_are_stored(corpus_path, monkeypatch):
-    def copied(first, prefs, output, seed):
-        pairs = read_pairs([prefs]).pairs
-        assert len(pairs) == 12 and {len(pair.context) for pair in pairs} == {1}
-        assert all(pair.chosen.startswith("This is the answer") for pair in pairs)
-        shutil.copytree(first, output)
+    tuned = []
 
-    monkeypatch.setattr(thumbs, "tune", copied)
+    def tune(first, prefs, data, output, **changes):
+        pairs = read_pairs([prefs]).pairs
+        assert all(pair.chosen.startswith("This is the answer") for pair in pairs)
+        tuned.append((len(pairs), changes.get("pref_weight")))
+        original(first, prefs, data, output, **changes)
+
+    original = thumbs.tune
+    monkeypatch.setattr(thumbs, "tune", tune)
     data = str(corpus_path)
     args = argparse.Namespace(data=data, val=data, shots=3, pairs=12, seeds=1)
     rows = thumbs.run(args, model_size="base", epochs=2, val_split=0.0)
-    assert [row["system"] for row in rows][0] == thumbs.FIRST and len(rows) == 5
+    assert tuned == [(12, None), (12, 0.0)]
+    assert rows[0]["system"] == thumbs.FIRST and len(rows) == 6
     right = {row["system"]: row["right"][0] for row in rows}
-    assert right["tuned on the pairs"] == right[thumbs.FIRST]
     assert rows[0]["gain"] == 0 and right["questions stored"] >= right[thumbs.FIRST]
 
 
