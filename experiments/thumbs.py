@@ -47,6 +47,13 @@ from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.config import FinetuneConfig
 
 FIRST = "first stage"
+TUNED = "tuned on the pairs"
+# The weight of the preference loss beside that of finding the chosen reply.
+WEIGHTS = {
+    TUNED: 0.2,
+    "tuned, --pref_weight 0.02": 0.02,
+    "tuned, --pref_weight 0": 0.0,
+}
 USERS = 10
 _AT_ONCE = 64  # Questions that are asked before the thumbs are counted.
 
@@ -155,8 +162,9 @@ def run_seed(
     rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     first, others = shots(rows, args.shots)
     write_rows(folder / "first.jsonl", first)
-    names = ("first", "tuned", "chosen", "stored", "both", "all")
-    paths = {name: folder / name for name in names}
+    paths = {
+        name: folder / name for name in ("first", "stored", "both", "all", *WEIGHTS)
+    }
     common: dict[str, Any] = {"seed": seed} | changes
     data = str(folder / "first.jsonl")
     finetune(FinetuneConfig(data=data, output=str(paths["first"]), **common))
@@ -165,9 +173,9 @@ def run_seed(
         thumbs = give_thumbs(chat, others, kept, args.pairs)
     prefs = folder / "prefs.jsonl"
     write_pairs(prefs, last_verdicts(read_pairs([kept.path]).pairs).pairs)
-    for name, weight in (("tuned", {}), ("chosen", {"pref_weight": 0.0})):
-        tune(paths["first"], prefs, data, paths[name], seed=seed, **weight)
-    for source, copy in (("first", "stored"), ("tuned", "both")):
+    for name, weight in WEIGHTS.items():
+        tune(paths["first"], prefs, data, paths[name], seed=seed, pref_weight=weight)
+    for source, copy in (("first", "stored"), (TUNED, "both")):
         shutil.copytree(paths[source], paths[copy])
         indexing.index(paths[copy], [], examples=thumbs.rows)
     write_rows(folder / "all.jsonl", [*first, *thumbs.rows])
@@ -175,8 +183,7 @@ def run_seed(
     finetune(FinetuneConfig(data=data, output=str(paths["all"]), **common))
     systems = {
         FIRST: "first",
-        "tuned on the pairs": "tuned",
-        "tuned on the chosen replies alone": "chosen",
+        **{name: name for name in WEIGHTS},
         "questions stored": "stored",
         "tuned, and stored": "both",
         "trained anew with the questions": "all",

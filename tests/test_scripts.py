@@ -60,7 +60,7 @@ def test_thumbs_become_pairs_and_their_questions_are_stored(corpus_path, monkeyp
     def tune(first, prefs, data, output, **changes):
         pairs = read_pairs([prefs]).pairs
         assert all(pair.chosen.startswith("This is the answer") for pair in pairs)
-        tuned.append((len(pairs), changes.get("pref_weight")))
+        tuned.append((len(pairs), changes["pref_weight"]))
         original(first, prefs, data, output, **changes)
 
     original = thumbs.tune
@@ -68,8 +68,8 @@ def test_thumbs_become_pairs_and_their_questions_are_stored(corpus_path, monkeyp
     data = str(corpus_path)
     args = argparse.Namespace(data=data, val=data, shots=3, pairs=12, seeds=1)
     rows = thumbs.run(args, model_size="base", epochs=2, val_split=0.0)
-    assert tuned == [(12, None), (12, 0.0)]
-    assert rows[0]["system"] == thumbs.FIRST and len(rows) == 6
+    assert tuned == [(12, weight) for weight in thumbs.WEIGHTS.values()]
+    assert rows[0]["system"] == thumbs.FIRST and len(rows) == 7
     right = {row["system"]: row["right"][0] for row in rows}
     assert rows[0]["gain"] == 0 and right["questions stored"] >= right[thumbs.FIRST]
 
