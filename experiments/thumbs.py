@@ -13,9 +13,15 @@ up: the right reply over the runner-up.
 
 Printed: the share of rows of `--val` whose best reply is right, nothing refused, as
 mean and standard deviation over seeds, and the 95 % paired bootstrap interval of the
-difference to the first stage. Beside it, what the same questions with their right
-answers bring: stored with `prefchat index`, in the first stage and in the tuned one,
-and trained on, with all else, anew.
+difference to the first stage. Beside it, what smaller weights of the preference loss
+bring, and what the same questions with their right answers bring: stored with `prefchat
+index`, in the first stage and in the tuned one, and trained on, with all else, anew.
+
+On 2 busy cores three minutes a seed. Found, three seeds: .724 before, .757 tuned on 500
+pairs, +3.3 points [2.1, 4.5], of which the preference loss itself is half a point;
+stored .751, tuned and stored .784, trained anew .824. All 500 pairs are of wrong
+replies: users asked some 2,600 questions for them, and to 200 wrong replies the right
+one was not among the five.
 """
 
 import argparse
@@ -40,11 +46,19 @@ from prefchat_jax.datasets.verdicts import last_verdicts
 from prefchat_jax.evaluation.asking import ask
 from prefchat_jax.evaluation.metrics import paired_bootstrap
 from prefchat_jax.finetune import finetune
+from prefchat_jax.preference_tuning import tune_preferences
 from prefchat_jax.serving.feedback import FeedbackFile
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.config import FinetuneConfig
 
 FIRST = "first stage"
+TUNED = "tuned on the pairs"
+# The weight of the preference loss beside that of finding the chosen reply.
+WEIGHTS = {
+    TUNED: 0.2,
+    "tuned, --pref_weight 0.02": 0.02,
+    "tuned, --pref_weight 0": 0.0,
+}
 USERS = 10
 _AT_ONCE = 64  # Questions that are asked before the thumbs are counted.
 
@@ -65,6 +79,10 @@ class Thumbs(NamedTuple):
     down: int
     up: int
     unsaid: int
+
+    def counts(self) -> dict[str, int]:
+        """All but the questions themselves."""
+        return {name: n for name, n in self._asdict().items() if name != "rows"}
 
 
 def canned(path: str) -> list[Example]:
@@ -150,7 +168,7 @@ def run_seed(
     first, others = shots(rows, args.shots)
     write_rows(folder / "first.jsonl", first)
     paths = {
-        name: folder / name for name in ("first", "tuned", "both", "stored", "all")
+        name: folder / name for name in ("first", "stored", "both", "all", *WEIGHTS)
     }
     common: dict[str, Any] = {"seed": seed} | changes
     data = str(folder / "first.jsonl")
@@ -160,8 +178,9 @@ def run_seed(
         thumbs = give_thumbs(chat, others, kept, args.pairs)
     prefs = folder / "prefs.jsonl"
     write_pairs(prefs, last_verdicts(read_pairs([kept.path]).pairs).pairs)
-    tune(paths["first"], prefs, paths["tuned"], seed)
-    for source, copy in (("first", "stored"), ("tuned", "both")):
+    for name, weight in WEIGHTS.items():
+        tune(paths["first"], prefs, data, paths[name], seed=seed, pref_weight=weight)
+    for source, copy in (("first", "stored"), (TUNED, "both")):
         shutil.copytree(paths[source], paths[copy])
         indexing.index(paths[copy], [], examples=thumbs.rows)
     write_rows(folder / "all.jsonl", [*first, *thumbs.rows])
@@ -169,7 +188,7 @@ def run_seed(
     finetune(FinetuneConfig(data=data, output=str(paths["all"]), **common))
     systems = {
         FIRST: "first",
-        "tuned on the pairs": "tuned",
+        **{name: name for name in WEIGHTS},
         "questions stored": "stored",
         "tuned, and stored": "both",
         "trained anew with the questions": "all",
@@ -178,24 +197,39 @@ def run_seed(
 
 
 def tune(
-    first: pathlib.Path, prefs: pathlib.Path, output: pathlib.Path, seed: int
+    first: pathlib.Path,
+    prefs: pathlib.Path,
+    data: str,
+    output: pathlib.Path,
+    **changes: Any,
 ) -> None:
-    """The first stage tuned on pairs, as `prefchat finetune --preferences` does."""
-    finetune(
+    """The first stage tuned on pairs, as `prefchat finetune --preferences` does.
+
+    Args:
+      first: the run to tune.
+      prefs: the pairs.
+      data: what the run was trained on; its validation rows weigh the ranking anew.
+      output: the run to write.
+      changes: other settings.
+    """
+    tune_preferences(
         FinetuneConfig(
-            weights=str(first), preferences=str(prefs), output=str(output), seed=seed
+            weights=str(first),
+            preferences=str(prefs),
+            data=data,
+            output=str(output),
+            **changes,
         )
     )
 
 
 def run(args: argparse.Namespace, **changes: Any) -> list[dict[str, Any]]:
     """The figures of every system, a row each."""
-    told, found = [], []
+    found = []
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
             thumbs, systems = run_seed(pathlib.Path(folder), seed, args, changes)
-        told.append(thumbs._replace(rows=[])._asdict() | {"pairs": len(thumbs.rows)})
-        print(json.dumps({"seed": seed} | told[-1]), flush=True)
+        print(json.dumps({"seed": seed} | thumbs.counts()), flush=True)
         found.append(systems)
     rows = []
     for name in found[0]:

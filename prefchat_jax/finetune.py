@@ -229,6 +229,11 @@ def _check_same_run(
 ) -> None:
     """A resumed run must repeat the settings, the data and the start it had."""
     written = run.config()
+    if "preferences" in written:
+        raise UserError(
+            f"--resume: {run.path} was tuned on --preferences, which ended its "
+            "training: start a new run with --weights of it."
+        )
     if written["format"] != FORMAT:
         raise UserError(
             f"--resume: {run.path} was written by prefchat-jax {written['version']}, "

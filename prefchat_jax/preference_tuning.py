@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import prefchat_jax
 from prefchat_jax.calibration import measure_chat
@@ -23,6 +24,7 @@ from prefchat_jax.datasets.records import (
 )
 from prefchat_jax.datasets.split import prompt_key
 from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation.report import write_tuned_report
 from prefchat_jax.finetune import Silent, metadata
 from prefchat_jax.indexing import finish_store
 from prefchat_jax.inference import Inference
@@ -38,6 +40,7 @@ from prefchat_jax.training.pairs_run import (
     load_pairs,
     tune_scorer,
 )
+from prefchat_jax.training.parameters import fingerprint
 from prefchat_jax.training.run_directory import RunDirectory, start_run, write_json
 
 
@@ -107,6 +110,7 @@ def tune_preferences(config: FinetuneConfig, progress: Progress = Silent()) -> T
             with Chat.load(run.path) as chat:
                 description |= measure_chat(chat, rows)
             run.write_json("config.json", description)
+        write_tuned_report(run, source, fit.history, fit.start_accuracy)
     if config.meta:
         write_json(config.meta, metadata(run, fit.history))
     seconds = time.perf_counter() - start
@@ -125,10 +129,14 @@ def _write(
     run.write_json("labels.json", source.buckets())
     run.write_features(old.featurizer)
     run.write_json("config.json", description)
-    new = Inference.of(old.featurizer, classifier, scorer)
+    new = dataclasses.replace(
+        old,
+        scorer=scorer,
+        fingerprint=fingerprint(old.classifier, old.featurizer, scorer),
+    )
     copy_store(source.store, run.store, fingerprint=old.fingerprint, inference=new)
     finish_store(run.store, new)
-    with Checkpoints(run.checkpoints, jax.tree.map(jax.numpy.asarray, scorer)) as steps:
+    with Checkpoints(run.checkpoints, jax.tree.map(jnp.asarray, scorer)) as steps:
         steps.save_final(description["last_epoch"], classifier)
 
 
@@ -143,8 +151,8 @@ def _description(
         "finetune": dataclasses.asdict(config),
         "fingerprint": compared.fingerprint,
         "weights_fingerprint": start_hash,
-        "train_pairs": len(corpus.train.chosen),
-        "val_pairs": len(corpus.val.chosen),
+        "train_pairs": len(corpus.train.replies),
+        "val_pairs": len(corpus.val.replies),
         "best_epoch": fit.best_epoch,
     }
 
@@ -193,6 +201,6 @@ def _tell(corpus: PairCorpus, progress: Progress) -> None:
     if corpus.unmatched:
         progress.notice(
             f"--length_control matched: {corpus.unmatched} pairs left out of "
-            f"{corpus.unmatched + len(corpus.train.chosen)}, "
-            f"{len(corpus.train.chosen)} train"
+            f"{corpus.unmatched + len(corpus.train.replies)}, "
+            f"{len(corpus.train.replies)} train"
         )

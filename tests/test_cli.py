@@ -168,6 +168,7 @@ WRONG_VALUES = {
     "sampling_correction": None,
     "hard_negative_ratio": "1.1",
     "pref_warmup_epochs": "-1",
+    "length_control": "matched",
     "lr_schedule": "linear",
     "warmup_steps": "-1",
     "early_stop_patience": "-1",

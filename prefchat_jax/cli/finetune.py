@@ -67,8 +67,8 @@ def _tune(config: FinetuneConfig, console: Console) -> None:
         "evaluate --tune_ranking`"
     )
     lines = [
-        f"{len(corpus.train.chosen)} training and {len(corpus.val.chosen)} validation "
-        "pairs",
+        f"{len(corpus.train.replies)} training and {len(corpus.val.replies)} "
+        "validation pairs",
         f"best epoch {tuned.fit.best_epoch} of {len(history)}"
         + (
             f": validation loss {best['eval_loss']:.4f}, accuracy "

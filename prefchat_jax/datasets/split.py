@@ -38,7 +38,7 @@ def split_rows(
     """
     if fraction == 0:
         return np.arange(len(examples)), np.arange(0)
-    groups = _group_numbers(examples)
+    groups = group_numbers(examples)
     rng = np.random.default_rng([seed, 0x5911])
     strata = labels if mode == "stratified" else np.zeros(len(labels), np.int64)
     is_val = np.zeros(groups.max() + 1, bool)
@@ -53,7 +53,7 @@ def split_rows(
     return np.flatnonzero(~is_val[groups]), np.flatnonzero(is_val[groups])
 
 
-def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
+def group_numbers(examples: Sequence[Example]) -> np.ndarray:
     """Numbers rows so that equal groups, or equal texts, have equal numbers.
 
     A row with explicit groups joins all rows of those groups and all rows of

@@ -4,6 +4,7 @@ No time and no machine stands in it: the same run has the same report.
 """
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from prefchat_jax.evaluation.branches import (
 from prefchat_jax.training.checkpoints import load_model, load_scorer
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus
-from prefchat_jax.training.loop import Fit
+from prefchat_jax.training.loop import Fit, Metrics
 from prefchat_jax.training.parts import count_parts
 from prefchat_jax.training.run_directory import RunDirectory
 
@@ -65,6 +66,42 @@ def write_report(
         sections.append(
             branch_section(figures, model.branch_widths, labels, run.bucket_names())
         )
+    run.write_text("report.md", "\n\n".join(sections) + "\n")
+
+
+def write_tuned_report(
+    run: RunDirectory, source: RunDirectory, history: Sequence[Metrics], before: float
+) -> None:
+    """Writes `report.md` of a run whose scorer was tuned on preference pairs.
+
+    Args:
+      run: the tuned run.
+      source: the run that it was made of, whose report follows.
+      history: figures of each epoch.
+      before: accuracy on the validation pairs before the first epoch.
+    """
+    told = run.config()["preferences"]
+    best = history[told["best_epoch"] - 1]
+    rows = [
+        ["training pairs", f"{told['train_pairs']:,}"],
+        ["validation pairs", f"{told['val_pairs']:,}"],
+        ["best epoch", f"{told['best_epoch']} of {len(history)}"],
+    ]
+    if "eval_accuracy" in best:
+        rows.append(["chosen reply preferred", f"{best['eval_accuracy']:.4f}"])
+        rows.append(["chosen reply preferred, before", f"{before:.4f}"])
+    for name, value in told["reliability"].items():
+        rows.append([f"reliability of {name}", f"{value:.3f}"])
+    rows.append(["SHA-256 of the pairs", told["fingerprint"]])
+    sections = [
+        f"# {run.path.name}\n\nThe run {source.path.name}, whose response scorer was "
+        "then tuned on preference pairs by prefchat-jax "
+        f"{run.config()['version']}:\n\n```\n{_command(told['finetune'])}\n```",
+        "## Preferences\n\n" + markdown(["", ""], rows),
+    ]
+    if (source.path / "report.md").exists():
+        text = (source.path / "report.md").read_text(encoding="utf-8").rstrip()
+        sections.append(re.sub(r"^#", "##", text, flags=re.MULTILINE))
     run.write_text("report.md", "\n\n".join(sections) + "\n")
 
 
@@ -149,17 +186,18 @@ def _ablation(found: Ablation) -> list[str]:
 
 
 def _head(run: RunDirectory, config: dict[str, Any]) -> str:
+    command = _command(config["finetune"])
     return (
         f"# {run.path.name}\n\nA bucket classifier and what it replies with, trained "
-        f"by prefchat-jax {config['version']}:\n\n```\n{_command(config)}\n```"
+        f"by prefchat-jax {config['version']}:\n\n```\n{command}\n```"
     )
 
 
-def _command(config: dict[str, Any]) -> str:
+def _command(flags: dict[str, Any]) -> str:
     """The command, with the flags that differ from their defaults."""
     words = ["prefchat", "finetune"]
     for field in dataclasses.fields(FinetuneConfig):
-        value = config["finetune"].get(field.name, field.default)
+        value = flags.get(field.name, field.default)
         if value == field.default:
             continue
         if isinstance(value, bool):

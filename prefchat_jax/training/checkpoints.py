@@ -88,12 +88,13 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
     def save_final(self, epoch: int, params: Params) -> None:
-        """Saves parameters that nothing resumes from.
+        """Saves parameters that no epoch of this run has trained, nor resumes.
 
         Raises:
           UserError: the step could not be written.
         """
-        self._save(epoch, {"best": params} | self._scorer, "Make room and start again.")
+        trees = {"best": jax.tree.map(jnp.asarray, params)} | self._scorer
+        self._save(epoch, trees, "Make room and start again.")
 
     def _save(self, epoch: int, trees: dict[str, Any], advice: str) -> None:
         try:
@@ -103,11 +104,6 @@ class Checkpoints:
                 f"{self._path / str(epoch)} cannot be written ({_reason(error)}). "
                 f"{advice}"
             ) from error
-
-    def write_untrained(self, params: Params) -> None:
-        """Writes step 0, which no epoch of this package has trained."""
-        trees = {"best": jax.tree.map(jnp.asarray, params)} | self._scorer
-        self._steps.save_checkpointables(0, trees, force=True)
 
     def resume(self, like: TrainState) -> TrainState:
         """Loads the last epoch onto the device of `like`, and the best one so far."""

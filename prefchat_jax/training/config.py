@@ -29,6 +29,7 @@ OF_PREFERENCES = (
     "seed",
     "val_split",
     "pref_objective",
+    "pref_weight",
     "pref_beta",
     "pref_margin",
     "pref_noise",

@@ -1,9 +1,11 @@
 """Training of the response scorer on pairs: which of two replies was preferred.
 
-The policy of a context is the softmax of its scores over all replies of the batch; its
-label is the chosen reply, its negative the rejected one, and its reference the scorer
-as it was before. So every objective and noise model of `preference.py` that trains
-buckets trains replies, too.
+The policy is the softmax of the scores of the two replies: cosines, as chat reads them.
+The chosen reply is its label, the rejected one the negative, and the scorer as it was
+before is the reference. So every objective and noise model of `preference.py` that
+trains buckets trains replies, too. The loss with which the scorer learned to find the
+chosen replies among others stays beside it: else what is preferred anywhere would be
+found everywhere.
 
 The towers train, and of the table of embeddings one number a feature: how much better
 it makes a reply, whatever was asked. That is an update of rank one (as in LoRA,
@@ -21,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from prefchat_jax import losses
 from prefchat_jax.models.classifier import Params
-from prefchat_jax.models.scorer import ScorerConfig, encode
+from prefchat_jax.models.scorer import ScorerConfig, encode, pair_scores
 from prefchat_jax.text.features import Bags
 from prefchat_jax.training.noise import as_labelled
 from prefchat_jax.training.optimizers import OptimizerConfig, make_schedule
@@ -31,11 +34,11 @@ from prefchat_jax.training.preference import (
     init_preference_state,
     preference_losses,
 )
+from prefchat_jax.training.scorer import batch_losses
 from prefchat_jax.training.targets import PreferenceState, Targets
 
 _TOWERS = ("context", "response")
-_FAR = -1e9  # Logit of what is no candidate: softmax gives it 0.
-_BLOCK = 512  # Pairs that are evaluated at once.
+_BLOCK = 512  # Pairs that are scored at once.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,9 @@ class PairRecipe:
 
     Attributes:
       model: the shape of the scorer.
-      optimizer: its optimizer.
+      optimizer: its schedule.
       preference: the preference loss of a pair.
+      weight: of the preference loss, beside the loss of the scorer's own training.
       length_slope: what the logarithm of a reply's length adds to its reward while
         training, as in a bias product (https://arxiv.org/abs/1909.03683): what
         length explains, the scorer need not learn.
@@ -54,6 +58,7 @@ class PairRecipe:
     model: ScorerConfig
     optimizer: OptimizerConfig
     preference: Preference
+    weight: float = 0.2
     length_slope: float = 0.0
 
 
@@ -63,23 +68,18 @@ class PairRows(NamedTuple):
     Attributes:
       contexts: bags `[n, features]` by embedding row of the scorer.
       responses: bags `[d, features]` of the distinct replies.
-      chosen: int32 `[n]` the preferred reply of each context.
-      rejected: int32 `[n]` the other one.
+      replies: int32 `[n, 2]` the chosen and the rejected reply of each context.
       sources: int32 `[n]` who judged.
       log_lengths: `[d]` logarithms of the replies' characters.
-      ref_contexts: `[n, width]` vectors of the contexts, times the scale, by the
-        frozen reference; None for objectives without one.
-      ref_responses: `[d, width]` its vectors of the replies.
+      ref_scores: `[n, 2]` scores of the frozen reference; None without one.
     """
 
     contexts: Bags
     responses: Bags
-    chosen: Any
-    rejected: Any
+    replies: Any
     sources: Any
     log_lengths: Any
-    ref_contexts: Any = None
-    ref_responses: Any = None
+    ref_scores: Any = None
 
 
 class PairState(NamedTuple):
@@ -87,7 +87,10 @@ class PairState(NamedTuple):
 
     Attributes:
       trained: the towers, the `direction` `[width]` in which contexts move, and the
-        worth `[vocabulary]` of each feature along it.
+        `worth` `[vocabulary]` of each feature along it.
+      opt_state: of the optimizer.
+      preference: what preference losses remember.
+      step: how many batches are through.
     """
 
     trained: Params
@@ -98,7 +101,7 @@ class PairState(NamedTuple):
 
 @partial(jax.jit, static_argnames="recipe")
 def init_pair_state(recipe: PairRecipe, params: Params) -> PairState:
-    """Starts from a copy of the parts of `params` that train."""
+    """The state before the first batch: `merge` gives `params` themselves."""
     trained = jax.tree.map(jnp.copy, {name: params[name] for name in _TOWERS})
     vocabulary, width = params["table"].shape
     trained |= {"worth": jnp.zeros(vocabulary), "direction": jnp.zeros(width)}
@@ -108,6 +111,72 @@ def init_pair_state(recipe: PairRecipe, params: Params) -> PairState:
         init_preference_state(recipe.preference),
         jnp.zeros((), jnp.int32),
     )
+
+
+@jax.jit
+def merge(params: Params, trained: Params) -> Params:
+    """The parameters of a scorer, of where it started and what `PairState` has."""
+    direction, context = trained["direction"], trained["context"]
+    down = context["down"] | {"bias": context["down"]["bias"] + direction}
+    return params | {
+        "table": params["table"] + jnp.outer(trained["worth"], direction),
+        "context": context | {"down": down},
+        "response": trained["response"],
+    }
+
+
+def pair_losses(
+    recipe: PairRecipe,
+    params: Params,
+    rows: PairRows,
+    batch: jax.Array,
+    state: PreferenceState,
+    *,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array], PreferenceState]:
+    """The loss of each pair of a batch, and its parts.
+
+    Args:
+      recipe: model and preference.
+      params: of the scorer.
+      rows: all pairs.
+      batch: int32 `[batch]` row numbers; -1 for an empty place.
+      state: what the batches before left.
+      key: a random key turns feature dropout on (training).
+
+    Returns:
+      `[batch]` losses, `[batch]` metrics by name, and the new state.
+    """
+    used, numbers = batch >= 0, rows.replies[batch, 0]
+    x, chosen, rejected = _vectors(recipe.model, params, rows, batch, key)
+    found = batch_losses(
+        pair_scores(params, x, chosen),
+        numbers,
+        numbers,
+        group=losses.softmax,
+        link=losses.logistic,
+        where=used,
+    )
+    # Rewards are beta times the logits.
+    known = recipe.length_slope / recipe.preference.beta
+    scores = _two_scores(x, chosen, rejected)
+    judged, metrics = preference_losses(
+        recipe.preference,
+        jax.random.key(0),
+        scores + known * rows.log_lengths[rows.replies[batch]],
+        _targets(rows, batch),
+        state,
+    )
+    # Those scores are so many times the cosines that the preference loss is of.
+    found = found * jnp.exp(-params["log_scale"])
+    values = judged.trust * found + recipe.weight * judged.values
+    metrics |= {
+        "loss": values,
+        "loss/found": found,
+        "loss/pref": judged.values,
+        "accuracy": (scores[:, 0] > scores[:, 1]).astype(jnp.float32),
+    }
+    return values, metrics, judged.state
 
 
 @partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -135,18 +204,14 @@ def run_pair_steps(
     tx = _optimizer(recipe)
 
     def loss_fn(trained, preference, batch, key):
-        logits, targets = _batch(recipe, merge(params, trained), rows, batch, key)
-        judged, metrics = preference_losses(
-            recipe.preference, key, logits, targets, preference
+        values, metrics, preference = pair_losses(
+            recipe, merge(params, trained), rows, batch, preference, key=key
         )
-        values = judged.values
-        metrics["loss/pref"] = values
         used = batch >= 0
-        metrics |= {"loss": values, "accuracy": metrics["rewards/accuracies"]}
         count = jnp.maximum(jnp.sum(used), 1)
         means = jax.tree.map(lambda m: jnp.sum(m, where=used) / count, metrics)
         # A short last batch counts for as much as it has rows.
-        return jnp.sum(values, where=used) / len(batch), (means, judged.state)
+        return jnp.sum(values, where=used) / len(batch), (means, preference)
 
     def step(state, batch):
         grads, (metrics, preference) = jax.grad(loss_fn, has_aux=True)(
@@ -162,46 +227,30 @@ def run_pair_steps(
     return jax.lax.scan(step, state, batches)
 
 
-@jax.jit
-def merge(params: Params, trained: Params) -> Params:
-    """The parameters of a scorer, of where it started and what `PairState` has."""
-    towers = {name: trained[name] for name in _TOWERS}
-    direction, down = trained["direction"], towers["context"]["down"]
-    down = down | {"bias": down["bias"] + direction}
-    towers["context"] = towers["context"] | {"down": down}
-    table = params["table"] + trained["worth"][:, None] * direction
-    return params | towers | {"table": table}
-
-
-def evaluate_pairs(
-    recipe: PairRecipe, params: Params, rows: PairRows
-) -> dict[str, np.ndarray]:
-    """Of each pair the loss as it is labelled, and the margin of the scores, `[n]`.
-
-    The candidates are the two replies alone, without dropout; length adds nothing.
-    """
-    labelled = dataclasses.replace(recipe.preference, noise=as_labelled)
-    recipe = dataclasses.replace(recipe, preference=labelled)
-    count = len(rows.chosen)
-    numbers = np.full(-(-count // _BLOCK) * _BLOCK if count > _BLOCK else count, -1)
-    numbers[:count] = np.arange(count)
+def score_pairs(model: ScorerConfig, params: Params, rows: PairRows) -> np.ndarray:
+    """Scores `[n, 2]` of the chosen and the rejected replies, without dropout."""
+    count = len(rows.replies)
     blocks = [
-        jax.device_get(_evaluate(recipe, params, rows, block.astype(np.int32)))
-        for block in np.split(numbers, range(_BLOCK, len(numbers), _BLOCK))
+        _scores(model, params, rows, np.arange(i, min(i + _BLOCK, count)))
+        for i in range(0, count, _BLOCK)
     ]
-    return {
-        name: np.concatenate([block[name] for block in blocks])[:count]
-        for name in blocks[0]
-    }
+    return np.concatenate([np.zeros((0, 2), np.float32), *blocks])
 
 
-def with_reference(recipe: PairRecipe, params: Params, rows: PairRows) -> PairRows:
-    """The rows with the vectors of the frozen reference."""
-    contexts = _vectors(recipe.model, params, "context", rows.contexts)
-    return rows._replace(
-        ref_contexts=contexts,
-        ref_responses=_vectors(recipe.model, params, "response", rows.responses),
+@partial(jax.jit, static_argnames="preference")
+def losses_as_labelled(
+    preference: Preference, scores: jax.Array, rows: PairRows
+) -> jax.Array:
+    """Preference losses `[n]` of scores `[n, 2]`, whatever the noise model thinks."""
+    preference = dataclasses.replace(preference, noise=as_labelled)
+    judged, _ = preference_losses(
+        preference,
+        jax.random.key(0),
+        scores,
+        _targets(rows, jnp.arange(len(scores))),
+        init_preference_state(preference),
     )
+    return judged.values
 
 
 def _optimizer(recipe: PairRecipe) -> optax.GradientTransformation:
@@ -213,88 +262,29 @@ def _optimizer(recipe: PairRecipe) -> optax.GradientTransformation:
     return optax.novograd(make_schedule(recipe.optimizer))
 
 
-def _batch(recipe, params, rows, batch, key):
-    """Logits `[batch, 2 batch]` of contexts with all replies, and their targets."""
-    context_key, response_key = jax.random.split(key)
-    chosen, rejected = rows.chosen[batch], rows.rejected[batch]
-    candidates = jnp.concatenate([chosen, rejected])
-    bags = lambda bags, numbers: (part[numbers] for part in bags)
-    x = encode(
-        recipe.model, params, "context", *bags(rows.contexts, batch), key=context_key
-    )
-    y = encode(
-        recipe.model,
-        params,
-        "response",
-        *bags(rows.responses, candidates),
-        key=response_key,
-    )
-    labels = jnp.arange(len(batch))
-    places = jnp.stack([labels, labels + len(batch)], axis=1)
-    is_other = _is_other(batch, chosen, rejected, candidates, places)
-    hide = lambda scores: jnp.where(is_other, _FAR, scores)
-    logits = x @ y.T
-    # Rewards are beta times the logits.
-    known = recipe.length_slope / recipe.preference.beta
-    logits = logits + known * rows.log_lengths[candidates]
-    ref_logits = None
-    if rows.ref_contexts is not None:
-        ref_logits = hide(rows.ref_contexts[batch] @ rows.ref_responses[candidates].T)
-    return hide(logits), Targets(
-        labels, ref_logits, rows.sources[batch], batch >= 0, places[:, 1:]
+def _targets(rows: PairRows, batch: jax.Array) -> Targets:
+    """The first of two replies is right, the second one the only negative."""
+    labels = jnp.zeros(len(batch), jnp.int32)
+    reference = None if rows.ref_scores is None else rows.ref_scores[batch]
+    return Targets(
+        labels, reference, rows.sources[batch], batch >= 0, labels[:, None] + 1
     )
 
 
-def _is_other(batch, chosen, rejected, candidates, places):
-    """`[batch, 2 batch]` true for what is no candidate of a row.
-
-    That is a reply of an empty place, and another copy of either of its own two.
-    """
-    own = jnp.zeros((len(batch), len(candidates)), bool)
-    own = own.at[places[:, :1], places].set(True)
-    same = (chosen[:, None] == candidates) | (rejected[:, None] == candidates)
-    empty = jnp.tile(batch < 0, 2)
-    return (same | empty[None, :]) & ~own
+def _vectors(model, params, rows, batch, key=None):
+    """Unit vectors `[batch, width]` of contexts, chosen and rejected replies."""
+    keys = (None, None) if key is None else jax.random.split(key)
+    pick = lambda bags, numbers: (part[numbers] for part in bags)
+    x = encode(model, params, "context", *pick(rows.contexts, batch), key=keys[0])
+    replies = rows.replies[batch].T.ravel()
+    y = encode(model, params, "response", *pick(rows.responses, replies), key=keys[1])
+    return x, y[: len(batch)], y[len(batch) :]
 
 
-@partial(jax.jit, static_argnames="recipe")
-def _evaluate(recipe, params, rows, numbers):
-    sides = rows.chosen[numbers], rows.rejected[numbers]
-    contexts = (part[numbers] for part in rows.contexts)
-    x = encode(recipe.model, params, "context", *contexts)
-    logits = jnp.stack(
-        [
-            jnp.sum(x * encode(recipe.model, params, "response", *bags), axis=-1)
-            for bags in ([part[side] for part in rows.responses] for side in sides)
-        ],
-        axis=-1,
-    )
-    ref_logits = None
-    if rows.ref_contexts is not None:
-        ref = rows.ref_contexts[numbers]
-        ref_logits = jnp.stack(
-            [jnp.sum(ref * rows.ref_responses[side], axis=-1) for side in sides], -1
-        )
-    labels = jnp.zeros(len(numbers), jnp.int32)
-    targets = Targets(
-        labels, ref_logits, where=numbers >= 0, rejected=labels[:, None] + 1
-    )
-    state = init_preference_state(recipe.preference)
-    judged, _ = preference_losses(
-        recipe.preference, jax.random.key(0), logits, targets, state
-    )
-    return {"loss": judged.values, "margin": logits[:, 0] - logits[:, 1]}
+def _two_scores(x, chosen, rejected):
+    return jnp.stack([jnp.sum(x * chosen, -1), jnp.sum(x * rejected, -1)], axis=-1)
 
 
-@partial(jax.jit, static_argnames=("config", "tower"))
-def _encode(config, params, tower, ids, weights):
-    return encode(config, params, tower, ids, weights)
-
-
-def _vectors(config, params, tower, bags):
-    """Unit vectors `[n, width]` of bags, some at a time."""
-    blocks = [
-        np.asarray(_encode(config, params, tower, *(x[i : i + _BLOCK] for x in bags)))
-        for i in range(0, len(bags.ids), _BLOCK)
-    ]
-    return np.concatenate(blocks)
+@partial(jax.jit, static_argnames="model")
+def _scores(model, params, rows, batch):
+    return _two_scores(*_vectors(model, params, rows, batch))

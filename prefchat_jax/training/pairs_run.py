@@ -30,17 +30,18 @@ from prefchat_jax.training.optimizers import OptimizerConfig
 from prefchat_jax.training.pairs import (
     PairRecipe,
     PairRows,
-    evaluate_pairs,
     init_pair_state,
+    losses_as_labelled,
     merge,
     run_pair_steps,
-    with_reference,
+    score_pairs,
 )
 from prefchat_jax.training.preference import make_preference
 from prefchat_jax.training.scorer_run import scorer_bags
 
-_EPOCHS = 10
+_EPOCHS = 20
 _BATCH = 64
+_RATE = 10.0  # A step of NovoGrad is that much shorter than one of Adam, or more.
 
 
 class PairCorpus(NamedTuple):
@@ -128,15 +129,14 @@ def pair_rows(
       sources: int32 `[n]` the number of who judged each.
     """
     number: dict[str, int] = {}
-    chosen, rejected = (
-        np.array([number.setdefault(text, len(number)) for text in texts], np.int32)
-        for texts in zip(*((pair.chosen, pair.rejected) for pair in pairs), strict=True)
-    )
+    replies = [
+        [number.setdefault(text, len(number)) for text in (pair.chosen, pair.rejected)]
+        for pair in pairs
+    ]
     return PairRows(
         scorer_bags(featurizer, featurizer([pair.context for pair in pairs])),
         scorer_bags(featurizer, featurizer.texts(list(number))),
-        chosen,
-        rejected,
+        np.array(replies, np.int32),
         sources,
         np.log([len(text) for text in number]).astype(np.float32),
     )
@@ -146,10 +146,7 @@ def take_rows(rows: PairRows, numbers: np.ndarray) -> PairRows:
     """Some of the pairs; the replies stay as they are."""
     contexts = type(rows.contexts)(*(part[numbers] for part in rows.contexts))
     return rows._replace(
-        contexts=contexts,
-        chosen=rows.chosen[numbers],
-        rejected=rows.rejected[numbers],
-        sources=rows.sources[numbers],
+        contexts=contexts, replies=rows.replies[numbers], sources=rows.sources[numbers]
     )
 
 
@@ -176,7 +173,7 @@ def tune_scorer(
     """
     plan = EpochPlan(
         corpus.train.sources,
-        batch_size=_batch_size(config, len(corpus.train.chosen)),
+        batch_size=_batch_size(config, len(corpus.train.replies)),
         accumulate=1,
         balanced=False,
         seed=config.seed,
@@ -186,7 +183,10 @@ def tune_scorer(
     train, val = corpus.train, corpus.val
     row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
     if row.reference:
-        train, val = (with_reference(recipe, params, rows) for rows in (train, val))
+        train, val = (
+            rows._replace(ref_scores=score_pairs(shape, params, rows))
+            for rows in (train, val)
+        )
     state = init_pair_state(recipe, params)
     train, val = jax.tree.map(jnp.asarray, (train, val))
     key = jax.random.key(config.seed)
@@ -208,7 +208,7 @@ def tune_scorer(
             sums = {name: sums.get(name, 0.0) + totals[name] for name in totals}
             means = {name: total / counts.sum() for name, total in totals.items()}
             progress.chunk(done + len(chunk), epochs * len(batches), means)
-        count = len(train.chosen)
+        count = len(train.replies)
         found = {"epoch": epoch} | {name: sums[name] / count for name in sums}
         found["examples_per_second"] = count / (time.perf_counter() - start)
         tuned = merge(params, state.trained)
@@ -231,7 +231,7 @@ def make_pair_recipe(
     return PairRecipe(
         model=shape,
         optimizer=OptimizerConfig(
-            num_steps=steps, warmup_steps=steps // 20, lr=config.scorer_lr
+            num_steps=steps, warmup_steps=steps // 20, lr=_RATE * config.scorer_lr
         ),
         preference=make_preference(
             config.pref_objective,
@@ -241,6 +241,7 @@ def make_pair_recipe(
             noise_rate=config.pref_noise_rate or 0.1,
             num_sources=len(corpus.sources),
         ),
+        weight=config.pref_weight,
         length_slope=corpus.slope,
     )
 
@@ -256,10 +257,8 @@ def _lengths(pairs: Sequence[PreferencePair]) -> tuple[np.ndarray, np.ndarray]:
 
 def _batch_size(config: FinetuneConfig, rows: int) -> int:
     """As asked, or such that also few pairs have 16 steps in an epoch."""
-    wanted = config.batch_size or min(
-        _BATCH, max(8, 1 << (rows // 16).bit_length() - 1)
-    )
-    return min(wanted, rows)
+    fitting = max(8, 1 << max(rows // 16, 1).bit_length() - 1)
+    return min(config.batch_size or min(_BATCH, fitting), rows)
 
 
 def _best(history: list[Metrics]) -> int:
@@ -282,13 +281,14 @@ def _is_over(history: list[Metrics], epochs: int, patience: int) -> bool:
 
 def _validate(recipe: PairRecipe, params: Params, val: PairRows) -> Metrics:
     """Mean loss as labelled, and how often the chosen reply scores higher."""
-    if not len(val.chosen):
+    if not len(val.replies):
         return {}
-    found = evaluate_pairs(recipe, params, val)
+    scores = score_pairs(recipe.model, params, val)
+    margins = scores[:, 0] - scores[:, 1]
     return {
-        "eval_loss": float(found["loss"].mean()),
-        "eval_accuracy": float((np.sign(found["margin"]) / 2 + 0.5).mean()),
-        "eval_margin": float(found["margin"].mean()),
+        "eval_loss": float(losses_as_labelled(recipe.preference, scores, val).mean()),
+        "eval_accuracy": float((np.sign(margins) / 2 + 0.5).mean()),
+        "eval_margin": float(margins.mean()),
     }
 
 
