@@ -32,6 +32,7 @@ cross-validation on four fifths of these pairs and of the harmless ones. On 1,84
 harmless pairs (the longer reply is right in 0.439) with wrong labels:
 
     wrong  first stage  DPO    cDPO   rDPO   RE-PO  careful, careless as RE-PO sees them
+    0      0.476        0.510  0.509  0.511  0.517  0.79, 0.77 (in truth 1 and 1)
     0.2    0.452        0.482  0.482  0.472  0.461  0.67, 0.67 (in truth 1 and 0.6)
     0.4    0.502        0.505  0.502  0.501  0.510  0.50, 0.50 (in truth 1 and 0.2)
 
