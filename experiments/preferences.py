@@ -13,6 +13,44 @@ and how often the chosen reply is the first of 100. With `--flips` a share of th
 of every training fold is wrong, before the first stage: half of the pairs are judged by
 `careful`, who is always right, half by `careless`, who is wrong twice as often as the
 share says; RE-PO tells how far it trusts each.
+
+On a busy machine of 2 cores, one objective on 1,876 HH-RLHF helpful pairs takes ten
+minutes; one share of wrong labels as long. Found, helpful:
+
+    variant               accuracy              on matched pairs      length  of 100
+    first stage           0.551 [0.530, 0.573]  0.555 [0.530, 0.580]  -0.01   0.261
+    dpo                   0.566 [0.544, 0.588]  0.574 [0.549, 0.599]  -0.01   0.240
+    chosen replies alone  0.549 [0.526, 0.570]  0.555 [0.530, 0.580]  -0.01   0.256
+    dpo, weight 10        0.560 [0.537, 0.584]  0.562 [0.537, 0.587]  -0.01   0.229
+    dpo, matched          0.553 [0.531, 0.576]  0.558 [0.533, 0.583]  -0.05   0.209
+    dpo, projected        0.563 [0.541, 0.586]  0.570 [0.545, 0.594]  -0.04   0.227
+
+Pairs bring one or two points, within noise; the rule "longer" has 0.596 there, and the
+scorer, which reads bags of unit length, sees length too little to have learned it: so
+control of it brings nothing here. What trains, at which rate and weight, was chosen by
+cross-validation on these pairs and on the harmless ones: the figures of neither are of
+pairs that no choice has seen. On 1,848
+harmless pairs, where the longer reply is right in 0.439, the shorter in 0.561:
+
+    first stage           0.476 [0.453, 0.498]  0.481 [0.456, 0.506]  +0.04   0.158
+    dpo                   0.510 [0.488, 0.534]  0.500 [0.476, 0.524]  -0.11   0.105
+    ipo                   0.515 [0.493, 0.538]  0.503 [0.479, 0.528]  -0.13   0.090
+    simpo                 0.501 [0.477, 0.523]  0.499 [0.475, 0.524]  -0.07   0.127
+    chosen replies alone  0.481 [0.457, 0.502]  0.485 [0.461, 0.511]  +0.05   0.160
+    dpo, weight 10        0.516 [0.494, 0.538]  0.503 [0.478, 0.528]  -0.15   0.085
+    dpo, matched          0.509 [0.486, 0.531]  0.510 [0.485, 0.535]  -0.01   0.119
+    dpo, projected        0.502 [0.479, 0.524]  0.501 [0.476, 0.526]  -0.05   0.122
+
+Part of what is learned there is that shorter is better; control takes it out. With
+wrong labels on the same pairs:
+
+    wrong  first stage  DPO    cDPO   rDPO   RE-PO  careful, careless as RE-PO sees them
+    0      0.476        0.510  0.509  0.511  0.517  0.79, 0.77 (in truth 1 and 1)
+    0.2    0.452        0.482  0.482  0.472  0.461  0.67, 0.67 (in truth 1 and 0.6)
+    0.4    0.502        0.505  0.502  0.501  0.510  0.50, 0.50 (in truth 1 and 0.2)
+
+Nothing tells the annotators apart: a scorer that is right in half of the clean pairs
+has no grounds to. Where preferences can be learned (`tests/test_pairs.py`), it does.
 """
 
 import argparse

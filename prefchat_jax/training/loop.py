@@ -117,7 +117,7 @@ def fit(
 
         while not _is_over(history, config):
             epoch = len(history) + 1
-            state, row = _train_epoch(run_chunk, state, plan, epoch, on_chunk)
+            state, row = train_epoch(run_chunk, state, plan, epoch, on_chunk, _ADVICE)
             params = eval_params(recipe, state, use_ema=config.use_ema)
             row |= _validate(recipe, params, val) | _trust(recipe, state)
             history.append(row)
@@ -152,20 +152,34 @@ def _is_over(history: list[Metrics], config: LoopConfig) -> bool:
     return stale >= config.patience > 0
 
 
-def _train_epoch(
-    run_chunk: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    state: TrainState,
+def train_epoch(
+    run_chunk: Callable[..., tuple[Any, dict[str, jax.Array]]],
+    state: Any,
     plan: EpochPlan,
     epoch: int,
     on_chunk: Callable[[int, Metrics], None],
-) -> tuple[TrainState, Metrics]:
-    """Runs one epoch in chunks; returns the state and the mean metrics."""
+    advice: str,
+) -> tuple[Any, Metrics]:
+    """Runs one epoch in chunks; returns the state and the mean metrics.
+
+    Args:
+      run_chunk: takes `state` and `plan`, a chunk; returns the new state, and metrics
+        `[m]` of its micro-batches.
+      state: where to go on.
+      plan: the order of the rows.
+      epoch: its number, from 1.
+      on_chunk: is told the micro-batches that are through, and the means of a chunk.
+      advice: what to do where a loss is not finite.
+
+    Raises:
+      UserError: a loss is not finite.
+    """
     start = time.perf_counter()
     done = (epoch - 1) * plan.micro_batches
     sums: Metrics = {}
     for chunk in _chunks(plan.epoch(epoch)):
         state, metrics = run_chunk(state=state, plan=chunk)
-        metrics = check_finite(jax.device_get(metrics), done, _ADVICE)
+        metrics = check_finite(jax.device_get(metrics), done, advice)
         done += len(chunk.window)
         # An empty micro-batch, at the end of an accumulation window, counts 0.
         rows = np.sum(chunk.rows >= 0, axis=1)

@@ -1,6 +1,5 @@
 """The tuning of a run's scorer on pairs: its rows, its recipe, its epochs."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,10 +19,9 @@ from prefchat_jax.text.features import Featurizer
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.loop import (
-    CHUNK,
     Metrics,
     Progress,
-    check_finite,
+    train_epoch,
 )
 from prefchat_jax.training.noise import re_po
 from prefchat_jax.training.optimizers import OptimizerConfig
@@ -181,41 +179,33 @@ def tune_scorer(
     epochs = config.epochs or _EPOCHS
     recipe = make_pair_recipe(config, shape, corpus, plan.optimizer_steps * epochs)
     train, val = corpus.train, corpus.val
-    row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
-    if row.reference:
+    named = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
+    if named.reference:
         train, val = (
             rows._replace(ref_scores=score_pairs(shape, params, rows))
             for rows in (train, val)
         )
     state = init_pair_state(recipe, params)
     train, val = jax.tree.map(jnp.asarray, (train, val))
-    key = jax.random.key(config.seed)
     start_accuracy = _validate(recipe, params, val).get("eval_accuracy", np.nan)
+    key = jax.random.key(config.seed)
+    run_chunk = lambda state, plan: run_pair_steps(
+        recipe, state, params, train, plan.rows, key
+    )
+    on_chunk = lambda done, metrics: progress.chunk(
+        done, epochs * plan.micro_batches, metrics
+    )
     history: list[Metrics] = []
     best = params
     while not _is_over(history, epochs, config.early_stop_patience):
         epoch = len(history) + 1
-        start = time.perf_counter()
-        batches = plan.epoch(epoch).rows
-        sums: Metrics = {}
-        for i in range(0, len(batches), CHUNK):
-            chunk = batches[i : i + CHUNK]
-            state, metrics = run_pair_steps(recipe, state, params, train, chunk, key)
-            done = (epoch - 1) * len(batches) + i
-            metrics = check_finite(jax.device_get(metrics), done, "lower --scorer_lr")
-            counts = np.sum(chunk >= 0, axis=1)
-            totals = {name: float(counts @ values) for name, values in metrics.items()}
-            sums = {name: sums.get(name, 0.0) + totals[name] for name in totals}
-            means = {name: total / counts.sum() for name, total in totals.items()}
-            progress.chunk(done + len(chunk), epochs * len(batches), means)
-        count = len(train.replies)
-        found = {"epoch": epoch} | {name: sums[name] / count for name in sums}
-        found["examples_per_second"] = count / (time.perf_counter() - start)
+        state, row = train_epoch(
+            run_chunk, state, plan, epoch, on_chunk, "lower --scorer_lr"
+        )
         tuned = merge(params, state.trained)
-        found |= _validate(recipe, tuned, val) | _trust(recipe, state)
-        history.append(found)
-        log(found)
-        progress.epoch(found)
+        history.append(row | _validate(recipe, tuned, val) | _trust(recipe, state))
+        log(history[-1])
+        progress.epoch(history[-1])
         if _best(history) == epoch:
             best = jax.device_get(tuned)
     return PairFit(best, history, _best(history), start_accuracy)
