@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 
 from prefchat_jax.cli.console import output
-from prefchat_jax.cli.evaluate import retrieval_table
+from prefchat_jax.cli.ranked import retrieval_table
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.retrieval import (

@@ -10,6 +10,7 @@ from prefchat_jax.calibration import Refused, measure_chat, measure_refused
 from prefchat_jax.chat.config import Calibration
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation.report import write_report
 from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.inference import Inference
 from prefchat_jax.text.dialogue import Example
@@ -17,7 +18,7 @@ from prefchat_jax.text.features import HASH_VERSION
 from prefchat_jax.training.checkpoints import fingerprint, load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names, load_corpus
-from prefchat_jax.training.loop import Fit, Progress, fit
+from prefchat_jax.training.loop import Fit, Metrics, Progress, fit
 from prefchat_jax.training.recipe import make_plan, make_recipe
 from prefchat_jax.training.run_directory import (
     FORMAT,
@@ -75,6 +76,8 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     Raises:
       UserError: bad data or settings; nothing half-written is left.
     """
+    if config.preferences:
+        raise UserError("preferences: call preference_tuning.tune_preferences instead.")
     start = time.perf_counter()
     run = start_run(config)
     corpus = load_corpus(config, progress)
@@ -114,8 +117,9 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
             scorer_params,
         )
         refused = finish_run(run, result, corpus)
+        write_report(run, config, result, corpus, refused)
     if config.meta:
-        write_json(config.meta, _metadata(run, result))
+        write_json(config.meta, metadata(run, result.history))
     return Result(run, result, time.perf_counter() - start, corpus, refused)
 
 
@@ -205,6 +209,11 @@ def _check_same_run(
 ) -> None:
     """A resumed run must repeat the settings, the data and the start it had."""
     written = run.config()
+    if "preferences" in written:
+        raise UserError(
+            f"--resume: {run.path} was tuned on --preferences, which ended its "
+            "training: start a new run with --weights of it."
+        )
     if written["format"] != FORMAT:
         raise UserError(
             f"--resume: {run.path} was written by prefchat-jax {written['version']}, "
@@ -225,8 +234,6 @@ def _check_same_run(
         raise UserError("--resume: --weights has changed since the run started.")
 
 
-def _metadata(run: RunDirectory, result: Fit) -> dict:
-    return run.config() | {
-        "labels": run.buckets(),
-        "history": result.history,
-    }
+def metadata(run: RunDirectory, history: list[Metrics]) -> dict:
+    """What `--meta` writes: settings, buckets, and the metrics of every epoch."""
+    return run.config() | {"labels": run.buckets(), "history": history}

@@ -19,6 +19,8 @@ from prefchat_jax.finetune import finetune
 from prefchat_jax.training.config import FinetuneConfig
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The default of a GPU is off by more than tests allow.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 

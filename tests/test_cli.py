@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import math
 import re
@@ -167,6 +168,7 @@ WRONG_VALUES = {
     "sampling_correction": None,
     "hard_negative_ratio": "1.1",
     "pref_warmup_epochs": "-1",
+    "length_control": "matched",
     "lr_schedule": "linear",
     "warmup_steps": "-1",
     "early_stop_patience": "-1",
@@ -419,3 +421,28 @@ def test_a_run_that_will_refuse_says_so(tmp_path, capsys):
     share = int(re.search(r"refuse (\d+)% of 48 answered validation rows", out)[1])
     assert share > 50 and "hardly anything would be answered" in out
     assert "so few rows" not in out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["chat", "--json"],
+        ["evaluate", "--data", "{corpus}"],
+        ["index", "--stats"],
+        ["export", "--output", "{folder}/m.npz"],
+    ],
+)
+def test_a_run_may_come_first(
+    command, own_run, corpus_path, tmp_path, capsys, monkeypatch
+):
+    """`prefchat chat RUN` is `prefchat chat --weights RUN`."""
+    words = {"corpus": corpus_path, "folder": tmp_path}
+    name, *rest = (word.format(**words) for word in command)
+    said = []
+    for run in ([str(own_run)], ["--weights", str(own_run)]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("when are you open\n"))
+        assert main([name, *run, *rest]) == 0
+        said.append(capsys.readouterr().out)
+    assert all(said) and (said[0] == said[1] or name in ("chat", "evaluate"))
+    assert main([name, "twice", "--weights", str(own_run), *rest]) == 2
+    assert "twice and --weights: both name it" in capsys.readouterr().err

@@ -44,8 +44,10 @@ def test_the_logits_of_the_reference(shared, name):
     assert head.name == HEADS[name]
     with np.load(shared / "fixtures" / f"{name}_io.npz") as arrays:
         found = [
-            np.abs(LOGITS(params, arrays[f"x{i}"]) - arrays[f"logits{i}"]).max()
-            for i in (1, 2)
+            np.abs(
+                LOGITS(params, arrays[f"x{i}"], mixers=mixers) - arrays[f"logits{i}"]
+            ).max()
+            for i, mixers in ((1, None), (2, sequence.GENERAL))
         ]
     print(f"{name}: logits [8,1,10] within {found[0]:.1e}, [2,5,10] {found[1]:.1e}")
     assert max(found) < 1e-5
@@ -58,8 +60,8 @@ def test_the_output_of_every_layer(shared):
         np.load(shared / "fixtures" / "base_io.npz") as inputs,
         np.load(shared / "fixtures" / "base_layerwise.npz") as outputs,
     ):
-        for i in ("x1", "x2"):
-            found = BLOCKS(params["encoder"], inputs[i], None)
+        for i, mixers in (("x1", None), ("x2", sequence.GENERAL)):
+            found = BLOCKS(params["encoder"], inputs[i], mixers)
             for number, output in enumerate(found):
                 expected = outputs[f"{i}_layer{number}"]
                 # Layer 4 adds numbers of some 10,000, in an order of its own.
@@ -111,6 +113,12 @@ def test_one_step_needs_no_recurrence(state, rng):
         jax.make_jaxpr(lambda x: champion.logits(params, x, mixers=mixers))(x)
     )
     assert "scan[" in ops(sequence.GENERAL) and "scan[" not in ops(None)
+
+
+def test_a_sequence_is_not_taken_for_one_step(state, rng):
+    _, params = tensors.to_params(state, "here")
+    with pytest.raises(ValueError, match="Sequences need the mixers"):
+        champion.logits(params, rng.normal(size=(1, 2, 128)).astype(np.float32))
 
 
 def test_steps_are_mixed_as_the_equations_say(rng):

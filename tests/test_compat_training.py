@@ -12,8 +12,10 @@ from reference_network import LABELS, WIDTHS
 
 from prefchat_jax import Chat
 from prefchat_jax.compat import champion
+from prefchat_jax.compat.heads import branch_mixture
 from prefchat_jax.compat.importing import import_run
 from prefchat_jax.compat.model import ChampionConfig
+from prefchat_jax.compat.tensors import HeadShape, empty_params
 from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.run import evaluate_run
 from prefchat_jax.finetune import Silent, finetune
@@ -147,6 +149,32 @@ def test_a_trained_import_answers_and_is_evaluated(trained, corpus_path):
     tensors, metadata = describe(RunDirectory.open(run))
     assert metadata["model"]["head"] == "large"
     assert tensors["classifier.encoder.plain.kernel"].shape == (256, 256)
+
+
+def test_the_report_of_a_trained_import_says_what_its_branches_do(trained):
+    report = (trained.run.path / "report.md").read_text()
+    assert "## What a branch does" in report and "| branch 1 |" in report
+
+
+@pytest.mark.parametrize("name", ["reference_base", "xxlarge"])
+def test_branches_weigh_what_routers_and_scales_say(name, rng):
+    """The routers of the base head have an output more than it mixes."""
+    shape = HeadShape(name, WIDTHS[name], 4)
+    leaves = flatten(empty_params(shape))
+    head = nest({path: rng.normal(size=x.shape) for path, x in leaves.items()})["head"]
+    x, count = rng.normal(size=(5, 256)), len(head["branches"])
+    expected = np.zeros((5, count))
+    first = count - len(head["routers"])
+    for stage in range(count):
+        if stage < first:
+            expected[:, stage] += head["scales"][stage]
+            continue
+        router = head["routers"][stage - first]
+        odds = np.exp(x @ router["kernel"] + router["bias"])
+        for j in range(stage + 1):
+            share = odds[:, j] / odds.sum(axis=1)
+            expected[:, j] += head["scales"][stage] * share
+    np.testing.assert_allclose(branch_mixture(head, x), expected, rtol=1e-10)
 
 
 def test_frozen_training_moves_the_head_alone(imported, corpus_path, tmp_path):

@@ -29,6 +29,7 @@ LAYERS = [
     "tuning",
     "calibration",
     "finetune",
+    "preference_tuning",
     "sweep",
     "smalltalk",
     "compat",
@@ -103,7 +104,8 @@ def test_losses_import_jax_alone():
 
 def test_metrics_and_calibration_import_no_jax():
     modules = _modules_after(
-        "import prefchat_jax.calibration, prefchat_jax.evaluation.retrieval"
+        "import prefchat_jax.calibration, prefchat_jax.evaluation.retrieval, "
+        "prefchat_jax.evaluation.preferences"
     )
     assert not modules & {"jax", "sklearn", "bm25s", "matplotlib"}
 

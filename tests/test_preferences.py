@@ -6,7 +6,9 @@ import pytest
 from test_building import assert_accounts, build_rows, lines_of
 
 from prefchat_jax.datasets.preferences import pair_row, pairs_of
+from prefchat_jax.datasets.records import read_pairs
 from prefchat_jax.datasets.rows import Unusable
+from prefchat_jax.errors import UserError
 from prefchat_jax.text.dialogue import Turn
 
 QUESTION = {"role": "user", "content": "where is it?"}
@@ -126,3 +128,36 @@ def test_turns_are_kept():
     (pair,) = pairs_of({"prompt": turns, "chosen": "Left.", "rejected": "Right."})
     assert pair.context[-1] == Turn("user", "and then?") and len(pair.context) == 3
     assert json.loads(json.dumps(pair_row(pair)))["prompt"] == turns
+
+
+def test_files_of_pairs_are_read_with_what_was_of_no_use(tmp_path):
+    path = tmp_path / "prefs.jsonl"
+    rows = [
+        FORMS["strings"],
+        {"user": "where?", "assistant": "There."},
+        FORMS["messages"] | {"annotator": "ann", "source": "s"},
+        FORMS["strings"] | {"rejected": FORMS["strings"]["chosen"]},
+        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 3, 2]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_pairs([path])
+    assert [pair.source for pair in found.pairs] == [str(path), "s", *[str(path)] * 2]
+    assert [pair.rejected for pair in found.pairs[2:]] == ["a", "c"]
+    assert found.unusable == 2 and found.unusable_places == [
+        f"{path}:2 (no chosen reply)",
+        f"{path}:4 (chosen equals rejected)",
+    ]
+    again = read_pairs([path])
+    assert again == found and len(found.fingerprint) == 64
+
+
+def test_a_file_without_pairs_is_one_error(tmp_path):
+    path = tmp_path / "prefs.jsonl"
+    path.write_text('{"user": "q", "assistant": "a"}\n')
+    with pytest.raises(UserError, match=r'prefs\.jsonl:1 .* looks like {"prompt"'):
+        read_pairs([path])
+    path.write_text(json.dumps(FORMS["strings"]) + "\n[1]\n")
+    with pytest.raises(UserError, match=r"prefs\.jsonl:2 is not a JSON object"):
+        read_pairs([path])
+    with pytest.raises(UserError, match="No such file"):
+        read_pairs([tmp_path / "none.jsonl"])

@@ -1,18 +1,27 @@
 """The experiment and the benchmark run, small."""
 
+import argparse
 import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from benchmarks import datasets as builder_benchmark
 from benchmarks import losses as benchmark
 from benchmarks import retrieval as retrieval_benchmark
 from benchmarks import serving as serving_benchmark
-from experiments import cleaning, compare_losses, stages, warm_start
+from experiments import (
+    cleaning,
+    compare_losses,
+    preferences,
+    stages,
+    thumbs,
+    warm_start,
+)
 from prefchat_jax.building.filters import Limits, exchange_of, objection
-from prefchat_jax.datasets.records import read_records
+from prefchat_jax.datasets.records import read_pairs, read_records
 from prefchat_jax.errors import UserError
 
 
@@ -51,6 +60,26 @@ def test_a_warm_start_is_compared_with_none(run, corpus_path, monkeypatch):
     scratch, warm = warm_start.run(weights, data, data, seeds=1)
     assert scratch["epochs_to_scratch"][0] >= warm["epochs_to_scratch"][0] == 1
     assert warm["start_off"] < 1e-5 and warm["loss"][0] < scratch["loss"][0]
+
+
+def test_thumbs_become_pairs_and_their_questions_are_stored(corpus_path, monkeypatch):
+    tuned = []
+
+    def tune(first, prefs, data, output, **changes):
+        pairs = read_pairs([prefs]).pairs
+        assert all(pair.chosen.startswith("This is the answer") for pair in pairs)
+        tuned.append((len(pairs), changes["pref_weight"]))
+        original(first, prefs, data, output, **changes)
+
+    original = thumbs.tune
+    monkeypatch.setattr(thumbs, "tune", tune)
+    data = str(corpus_path)
+    args = argparse.Namespace(data=data, val=data, shots=3, pairs=12, seeds=1)
+    rows = thumbs.run(args, model_size="base", epochs=2, val_split=0.0)
+    assert tuned == [(12, weight) for weight in thumbs.WEIGHTS.values()]
+    assert rows[0]["system"] == thumbs.FIRST and len(rows) == 7
+    right = {row["system"]: row["right"][0] for row in rows}
+    assert rows[0]["gain"] == 0 and right["questions stored"] >= right[thumbs.FIRST]
 
 
 def test_the_benchmark_times_every_variant(capsys):
@@ -149,3 +178,34 @@ def test_each_stage_of_a_reply_is_measured(run, examples):
     assert 0.8 < found["words"] <= 1 and 0.9 < found["+ scorer"] <= 1
     wrong = [row._replace(response="Nobody says this.") for row in examples]
     assert set(stages.run(str(run.run.path), wrong).values()) == {0.0}
+
+
+def test_preferences_are_judged_by_folds(tmp_path, monkeypatch):
+    """Each pair once, by a scorer that trained on other prompts; wrong labels hurt."""
+    lines = [
+        {
+            "prompt": f"where is the {word} {i}",
+            "chosen": f"Gladly: the {word} {i} is here.",
+            "rejected": f"Never the {word} {i}, go away.",
+        }
+        for i in range(20)
+        for word in ("parcel", "refund", "login")
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(preferences, "FOLDS", 2)
+    monkeypatch.setattr(preferences, "first_of_100", lambda fold, params: np.zeros(1))
+    named = {"RE-PO": {"pref_objective": "dpo", "pref_noise": "re_po", "epochs": 2}}
+    monkeypatch.setattr(preferences, "variants", lambda objectives, flip: named)
+    before, tuned = preferences.run(str(path), ("dpo",), flip=0.4)
+    assert before["variant"] == preferences.START and before["pairs"] == 60
+    assert before["longer"] == 1.0 and before["reliability"] == {}
+    assert tuned["reliability"].keys() == {"careful", "careless"}
+    assert tuned["accuracy"] != before["accuracy"] and len(preferences.shown([tuned]))
+    pairs = read_pairs([path]).pairs
+    wrong = [
+        noisy.annotator
+        for noisy, pair in zip(preferences.flipped(pairs, 0.4), pairs, strict=True)
+        if noisy.chosen != pair.chosen
+    ]
+    assert set(wrong) == {"careless"} and 15 < len(wrong) < 33

@@ -227,7 +227,7 @@ def test_feedback(serving, own_run):
         (["--style_mode", "loud"], "style_mode"),
         (["--creativity", "1.5"], "creativity"),
         (["--feedback", "maybe"], "maybe"),
-        (["--weights", "twice"], "one run directory"),
+        (["--weights", "twice"], "both name it: give one"),
         (["--prot", "1"], "did you mean --port?"),
     ],
 )
@@ -240,10 +240,7 @@ def test_a_wrong_value_is_one_line(own_run, capsys, argv, named):
 
 def test_what_is_missing_is_one_line(own_run, capsys, monkeypatch, tmp_path):
     line = lambda *argv: (main(["serve", *argv]), capsys.readouterr().err)
-    assert line() == (
-        2,
-        "prefchat: error: serve needs one run directory: `prefchat serve RUN`.\n",
-    )
+    assert line()[0] == 2 and "error: --weights is missing: Run dir" in line()[1]
     assert "is not a run directory" in line(str(tmp_path / "no"))[1]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

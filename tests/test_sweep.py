@@ -324,6 +324,7 @@ def test_settings_of_runs_are_those_of_finetune():
     fields = {field.name for field in dataclasses.fields(FinetuneConfig)}
     assert set(RUN_FIELDS) < fields
     left = fields - set(RUN_FIELDS) - {"output", "device", "meta", "resume"}
+    left -= {"preferences", "length_control"}
     assert all(name.startswith(("scorer_", "weights_", "max_")) for name in left)
 
 
@@ -361,7 +362,7 @@ def test_frozen_features_are_those_of_the_encoder_and_stay(run, corpus_path, tmp
     [
         ('{"user": "a b", "label": "pizza"}', "val.jsonl:1: label 'pizza' is not one"),
         ('{"user": "a b", "assistant": "Yes."}', "val.jsonl:1: label no label is not"),
-        ('{"user": "a b", "label": "oos"}', "All rows are out of scope"),
+        ('{"user": "a b", "label": "oos"}', "val.jsonl: all rows are out of scope"),
     ],
 )
 def test_validation_rows_that_do_not_fit_are_one_line(

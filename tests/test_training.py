@@ -673,6 +673,7 @@ def test_the_run_directory_is_complete_and_says_how_it_was_made(run):
         "responses.db",
         "responses.index",
         "metrics.jsonl",
+        "report.md",
     }
     config = RunDirectory.open(run.run.path).config()
     assert config["finetune"]["lr"] == 0.02 and config["best_epoch"] >= 1

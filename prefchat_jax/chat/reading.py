@@ -108,6 +108,23 @@ class Reader:
             return sketch(bags), np.zeros((len(texts), 0), np.float32)
         return sketch(bags), self._inference.encode_responses(bags)
 
+    def cosines(self, asked: Sequence[Asked], responses: Sequence[str]) -> np.ndarray:
+        """Of each message and the response of its place, by the response scorer.
+
+        Returns:
+          float32 `[n]`.
+
+        Raises:
+          ValueError: the run has no response scorer.
+        """
+        contexts = self._featurizer([one.context for one in asked])
+        replies = self._featurizer([(Turn("assistant", text),) for text in responses])
+        return np.einsum(
+            "nd,nd->n",
+            self._inference.encode_contexts(contexts),
+            self._inference.encode_responses(replies),
+        )
+
     def _probabilities(
         self, bags: Bags, contexts: Sequence[Context], temperature: float
     ) -> np.ndarray:

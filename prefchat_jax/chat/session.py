@@ -212,6 +212,23 @@ class Chat:
         ]
         return np.array(rows, np.float32).reshape(len(messages), len(responses))
 
+    def scorer_cosines(
+        self,
+        messages: Sequence[str],
+        responses: Sequence[str],
+        *,
+        histories: Sequence[Sequence[Message]] | None = None,
+    ) -> np.ndarray:
+        """What the response scorer alone says of one response to each message.
+
+        Returns:
+          float32 `[n]` cosines in [-1, 1].
+
+        Raises:
+          ValueError: the run has no response scorer.
+        """
+        return self._reader.cosines(self._asked(messages, histories), responses)
+
     def response_terms(
         self,
         messages: Sequence[str],

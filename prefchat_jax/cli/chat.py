@@ -88,7 +88,7 @@ class ChatFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Loads the run and answers until the input ends."""
-    given = flags.parse(ChatFlags, "chat", argv)
+    given = flags.parse(ChatFlags, "chat", argv, first="weights")
     settings = flags.checked(
         ChatSettings,
         pool_mode=given.pool_mode,
@@ -99,7 +99,11 @@ def main(argv: Sequence[str]) -> None:
     )
     with contextlib.ExitStack() as opened:
         if is_checkpoint(given.weights):
-            given = opened.enter_context(imported_chat(given))
+            imported = imported_chat(
+                given.weights, meta=given.meta, has_store=given.llm_db is not None
+            )
+            run = opened.enter_context(imported)
+            given = dataclasses.replace(given, weights=run, meta=None)
         check_shape(given)
         chat = Chat.load(
             given.weights,

@@ -16,7 +16,7 @@ from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags, open_conversation
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
-from prefchat_jax.cli.evaluate import retrieval_table
+from prefchat_jax.cli.ranked import retrieval_table
 from prefchat_jax.cli.terminal import show, talk
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.config import FinetuneConfig

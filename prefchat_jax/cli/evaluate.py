@@ -4,31 +4,42 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output, table
 from prefchat_jax.cli.device import select_device
-from prefchat_jax.datasets.records import corpus_paths, read_records
+from prefchat_jax.cli.preferred import read_compared, show_preferred
+from prefchat_jax.cli.ranked import read_ranking, show_ranked, training_paths
+from prefchat_jax.datasets.records import Records, corpus_paths, read_records
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import check_outputs
 from prefchat_jax.training.run_directory import RunDirectory, write_json
 
 if TYPE_CHECKING:
-    from prefchat_jax.evaluation.retrieval import Block, Retrieval
     from prefchat_jax.evaluation.run import Judgement
     from prefchat_jax.text.dialogue import Example
+
+# Flags that say nothing of preferences.
+_OF_ROWS = (
+    "device",
+    "min_confidence",
+    "tune_ranking",
+    "one_of_100",
+    "train_data",
+    "errors",
+    "plot",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateFlags:
-    """Score a run on a JSONL file: buckets, replies, and what it refuses.
+    """Score a run on JSONL rows: buckets, replies, what it refuses, what it prefers.
 
-    Rows labelled -1, "oos" or "out_of_scope" count as refused or not.
+    Rows of --data labelled -1, "oos" or "out_of_scope" count as refused or not.
     """
 
     weights: str
@@ -37,6 +48,8 @@ class EvaluateFlags:
     """JSONL rows that the run never saw."""
     data_manifest: str | None = None
     """JSON list of files, instead of --data or beside it."""
+    preferences: str | None = None
+    """JSONL rows with prompt, chosen and rejected: which reply the run prefers."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where the classifier runs."""
     min_confidence: float | None = None
@@ -55,59 +68,97 @@ class EvaluateFlags:
     """Also write the figures to this JSON file."""
 
     def __post_init__(self):
+        if not self.has_rows:
+            if not self.preferences:
+                raise UserError(
+                    "--data is missing: give a JSONL corpus, or --preferences."
+                )
+            self._check_alone()
         if self.train_data and not self.one_of_100:
             raise UserError("--train_data is for --one_of_100: give both.")
         if self.train_data and not pathlib.Path(self.train_data).is_file():
             raise UserError(f"--train_data {self.train_data}: no such file.")
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is more to judge than --preferences."""
+        return bool(self.data or self.data_manifest)
 
-class _Ranking(NamedTuple):
-    """What --one_of_100 ranks, read before the run is asked."""
-
-    blocks: Sequence["Block"]
-    train: Sequence["Example"]
-    notes: list[str]
+    def _check_alone(self) -> None:
+        """Raises `UserError` for a flag that --preferences alone would ignore."""
+        for field in dataclasses.fields(self):
+            if field.name in _OF_ROWS and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"--{field.name} is for the rows of --data: give --data, too."
+                )
 
 
 def main(argv: Sequence[str]) -> None:
     """Prints tables; checks what can be wrong before the run is asked."""
-    given = flags.parse(EvaluateFlags, "evaluate", argv)
+    given = flags.parse(EvaluateFlags, "evaluate", argv, first="weights")
     settings = flags.checked(ChatSettings, min_confidence=given.min_confidence)
     RunDirectory.open(given.weights)
-    paths = corpus_paths(given.data, given.data_manifest)
-    train_paths = _training_paths(given) if given.one_of_100 else []
-    _check_outputs(given, [*paths, *train_paths])
-    records = read_records(paths)
-    ranking = (
-        _ranking(given, records.examples, train_paths) if given.one_of_100 else None
+    paths = corpus_paths(given.data, given.data_manifest) if given.has_rows else []
+    train_paths = (
+        training_paths(given.weights, given.train_data) if given.one_of_100 else []
     )
-    select_device(given.device)
-    from prefchat_jax.evaluation.run import figures, judge_records
+    _check_outputs(given, [*paths, *train_paths])
+    records = read_records(paths) if paths else Records()
+    ranking = None
+    if given.one_of_100:
+        told = given.train_data is not None
+        ranking = read_ranking(records.examples, train_paths, given=told)
+    compared = (
+        read_compared(given.weights, given.preferences) if given.preferences else None
+    )
+    console, found, judged = output(), {}, None
+    if paths:
+        judged = _judge(given, settings, records, console)
+        found = _figures(given, judged, paths, console)
+    if ranking:
+        found["one_of_100"] = show_ranked(given.weights, settings, ranking, console)
+    if compared:
+        found["preferences"] = show_preferred(given.weights, compared, console)
+    if given.json:
+        write_json(given.json, found)
+    if given.plot and judged:  # Last: there may be nothing to draw.
+        _plot(given.plot, judged, given.weights, paths, console)
 
-    console = output()
+
+def _judge(
+    given: EvaluateFlags, settings: ChatSettings, records: Records, console: Console
+) -> "Judgement":
+    select_device(given.device)
+    from prefchat_jax.evaluation.run import judge_records
+
     if given.tune_ranking:
         _tune(given.weights, records.examples, console)
-    judged = judge_records(given.weights, records, settings)
+    return judge_records(given.weights, records, settings)
+
+
+def _figures(
+    given: EvaluateFlags,
+    judged: "Judgement",
+    paths: Sequence[str | os.PathLike],
+    console: Console,
+) -> dict[str, Any]:
+    from prefchat_jax.evaluation.run import figures
+
     found: dict[str, Any] = dict(figures(judged))
     rows = [[name, _shown(value)] for name, value in found.items()]
     title = f"{given.weights} on {', '.join(map(str, paths))}"
     console.print(table(title, ["figure", "value"], rows))
     if given.errors:
         found["confused"] = _errors(given.errors, judged, console)
-    if ranking:
-        found["one_of_100"] = _one_of_100(given.weights, settings, ranking, console)
-    if given.json:
-        write_json(given.json, found)
-    if given.plot:  # Last: there may be nothing to draw.
-        _plot(given.plot, judged, given.weights, paths, console)
+    return found
 
 
 def _check_outputs(given: EvaluateFlags, reads: Sequence[str | os.PathLike]) -> None:
     """Raises `UserError` where an output is read, lies in the run or cannot be."""
-    manifest = [given.data_manifest] if given.data_manifest else []
+    more = [path for path in (given.data_manifest, given.preferences) if path]
     check_outputs(
         {"errors": given.errors, "plot": given.plot, "json": given.json},
-        reads=[*reads, *manifest],
+        reads=[*reads, *more],
         run=given.weights,
     )
     if given.plot:
@@ -138,92 +189,6 @@ def _plot(
     names = ", ".join(pathlib.Path(file).name for file in data)
     plot_reliability(path, judged, f"{pathlib.Path(weights).name} on {names}")
     _say(console, f"reliability diagram: {path}")
-
-
-def retrieval_table(title: str, systems: Sequence["Retrieval"]) -> Table:
-    """One row for each system: recall and MRR with their 95 % intervals."""
-    columns = ["system", "R@1", "R@5", "R@10", "MRR"]
-    rows = [
-        [
-            system.system,
-            *(
-                f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-                for mean, low, high in system.means().values()
-            ),
-        ]
-        for system in systems
-    ]
-    return table(title, columns, rows)
-
-
-def _ranking(
-    given: EvaluateFlags,
-    examples: Sequence["Example"],
-    train_paths: Sequence[str | os.PathLike],
-) -> _Ranking:
-    from prefchat_jax.evaluation.retrieval import blocks
-
-    made = blocks(examples)
-    try:
-        return _Ranking(made, read_records(train_paths).examples, [])
-    except UserError:
-        if given.train_data:
-            raise
-    note = (
-        "what the run trained on is not there any more: BM25 and TF-IDF know the "
-        "ranked responses alone; give --train_data."
-    )
-    return _Ranking(made, [], [note])
-
-
-def _one_of_100(
-    weights: str, settings: ChatSettings, ranking: _Ranking, console: Console
-) -> dict[str, dict[str, list[float]]]:
-    from prefchat_jax.chat.session import Chat
-    from prefchat_jax.evaluation.retrieval import (
-        Retrieval,
-        ScoresResponses,
-        chat_scorer,
-        one_of_100,
-    )
-
-    made, train, notes = ranking
-    with console.status("ranking replies"):
-        with Chat.load(weights, settings=settings) as chat:
-            ranks = one_of_100(made, chat_scorer(cast(ScoresResponses, chat)))
-        systems = [Retrieval("run", ranks)]
-        systems += _baselines(made, train, notes)
-    title = f"the true reply among 100, {100 * len(made):,} contexts, 95 % intervals"
-    console.print(retrieval_table(title, systems))
-    for note in notes:
-        _say(console, f"note: {note}")
-    return {system.system: system.means() for system in systems}
-
-
-def _baselines(
-    made: Sequence["Block"], train: Sequence["Example"], notes: list[str]
-) -> list["Retrieval"]:
-    """The best of each kind; of one that is not installed, a note."""
-    from prefchat_jax.evaluation.retrieval import best, bm25_systems, tfidf_systems
-
-    found = []
-    for systems in (bm25_systems, tfidf_systems):
-        try:
-            found.append(best(systems(made, train)))
-        except UserError as error:
-            notes.append(str(error))
-    return found
-
-
-def _training_paths(given: EvaluateFlags) -> list[str | pathlib.Path]:
-    """The file of `--train_data`, or those of the run if they can be named."""
-    if given.train_data:
-        return [given.train_data]
-    trained = RunDirectory.open(given.weights).config()["finetune"]
-    try:
-        return corpus_paths(trained.get("data"), trained.get("data_manifest"))
-    except UserError:
-        return []
 
 
 def _errors(

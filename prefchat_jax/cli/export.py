@@ -17,7 +17,7 @@ class ExportFlags:
     """Write the parameters of a run as safetensors or npz, by dotted path."""
 
     weights: str
-    """Run directory of `prefchat finetune`; may also come first, without its flag."""
+    """Run directory of `prefchat finetune`; may come first, without its flag."""
     output: str
     """File to write."""
     format: ExportFormat | None = None
@@ -40,10 +40,7 @@ class ExportFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Writes the file and says what is in it."""
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--weights", *argv]
-    given = flags.parse(ExportFlags, "export", argv)
+    given = flags.parse(ExportFlags, "export", argv, first="weights")
     tensors, numbers = export(given.weights, given.output, given.file_format())
     output().print(
         f"{given.output}: {tensors} tensors, {numbers:,} numbers", highlight=False

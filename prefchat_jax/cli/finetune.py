@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import TrainingProgress, output
 from prefchat_jax.cli.device import select_device
@@ -12,7 +14,6 @@ from prefchat_jax.training.run_directory import start_run
 
 if TYPE_CHECKING:
     from prefchat_jax.calibration import Refused
-    from prefchat_jax.finetune import Result
 
 _FEW = 30  # Validation rows that say little.
 _MOST = 0.5  # Share of refusals that nobody expects.
@@ -23,9 +24,12 @@ def main(argv: Sequence[str]) -> None:
     config = flags.parse(FinetuneConfig, "finetune", argv)
     start_run(config)  # Says what is wrong before JAX is imported, for seconds.
     select_device(config.device)
+    console = output()
+    if config.preferences:
+        _tune(config, console)
+        return
     from prefchat_jax.finetune import finetune
 
-    console = output()
     with imported_start(config) as started, TrainingProgress(console) as progress:
         result = finetune(started, progress)
     best = result.fit.history[result.fit.best_epoch - 1]
@@ -40,18 +44,53 @@ def main(argv: Sequence[str]) -> None:
             if "eval_accuracy" in best
             else ""
         ),
-        *_trust(result),
+        *_trust(result.run.config().get("reliability", {})),
         *_refused(result.refused),
         f"{result.seconds:.1f} s, saved in {config.output}",
         f"next: prefchat chat --weights {config.output}",
     ]
+    _say(console, lines)
+
+
+def _tune(config: FinetuneConfig, console: Console) -> None:
+    """Tunes the scorer on preferences, and says what came of it."""
+    from prefchat_jax.preference_tuning import tune_preferences
+
+    with TrainingProgress(console) as progress:
+        tuned = tune_preferences(config, progress)
+    history, corpus = tuned.fit.history, tuned.corpus
+    best = history[tuned.fit.best_epoch - 1]
+    measured = (
+        f"measured on {tuned.rows} rows of --data"
+        if tuned.rows
+        else f"those of {config.weights}: give --data, or fit them with `prefchat "
+        "evaluate --tune_ranking`"
+    )
+    lines = [
+        f"{len(corpus.train.replies)} training and {len(corpus.val.replies)} "
+        "validation pairs",
+        f"best epoch {tuned.fit.best_epoch} of {len(history)}"
+        + (
+            f": validation loss {best['eval_loss']:.4f}, accuracy "
+            f"{best['eval_accuracy']:.4f}, before {tuned.fit.start_accuracy:.4f}"
+            if "eval_accuracy" in best
+            else ""
+        ),
+        *_trust(tuned.reliability),
+        f"ranking weights and confidence: {measured}",
+        f"{tuned.seconds:.1f} s, saved in {config.output}",
+        f"next: prefchat chat --weights {config.output}",
+    ]
+    _say(console, lines)
+
+
+def _say(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _trust(result: "Result") -> list[str]:
+def _trust(reliability: dict[str, float]) -> list[str]:
     """A line on how reliable RE-PO found each source, if it was asked."""
-    reliability = result.run.config().get("reliability", {})
     if not reliability:
         return []
     shown = ", ".join(f"{name} {value:.2f}" for name, value in reliability.items())

@@ -27,13 +27,25 @@ from prefchat_jax.errors import UserError
 T = TypeVar("T")
 
 
-def parse(config: type[T], command: str, argv: Sequence[str]) -> T:
+def parse(
+    config: type[T], command: str, argv: Sequence[str], *, first: str | None = None
+) -> T:
     """Builds `config`; flags override what `--config FILE.yaml` says.
+
+    Args:
+      config: a dataclass with a field for each flag.
+      command: its name, for messages.
+      argv: the words after it.
+      first: the flag that a first word without one is the value of.
 
     Raises:
       UserError: an unknown flag, a wrong value, or a bad file.
       SystemExit: after `--help`.
     """
+    if first and argv and not argv[0].startswith("-"):
+        if any(name == first for name, _ in _given(argv)):
+            raise UserError(f"{argv[0]} and --{first}: both name it: give one.")
+        argv = [f"--{first}", *argv]
     path, from_file, argv = _config_flags(config, list(argv))
     try:
         made = _parse(config, command, [*from_file, *argv])
@@ -119,7 +131,7 @@ def _spell_unions(config: type) -> None:
     """Writes `X | None` as `Union[X, None]`, which means the same.
 
     tyro checks defaults of the first by typeguard, and importing that takes as long
-    as importing NumPy. What tyro is told beside a type (`Positional`) stays.
+    as importing NumPy. What tyro is told beside a type stays.
     """
     spell: Any = Union
     for name, hint in get_type_hints(config, include_extras=True).items():

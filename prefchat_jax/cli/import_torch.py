@@ -28,10 +28,7 @@ class ImportFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Writes the run and says what it is and what to do with it."""
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--weights", *argv]
-    given = flags.parse(ImportFlags, "import_torch", argv)
+    given = flags.parse(ImportFlags, "import_torch", argv, first="weights")
     from prefchat_jax.compat.importing import import_run
 
     made = import_run(

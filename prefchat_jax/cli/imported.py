@@ -8,19 +8,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.config import FinetuneConfig, is_checkpoint
 from prefchat_jax.training.run_directory import RunDirectory
 
-if TYPE_CHECKING:
-    from prefchat_jax.cli.chat import ChatFlags
-
 
 @contextlib.contextmanager
-def imported_chat(given: "ChatFlags") -> Iterator["ChatFlags"]:
-    """The flags for a run that lasts as long as the block.
+def imported_chat(weights: str, *, meta: str | None, has_store: bool) -> Iterator[str]:
+    """A run of a checkpoint, which lasts as long as the block: its directory.
+
+    Args:
+      weights: the checkpoint.
+      meta: its metadata.
+      has_store: whether there are replies beside those of the metadata.
 
     Raises:
       UserError: the checkpoint cannot be imported, or there is nothing to reply.
@@ -29,15 +31,15 @@ def imported_chat(given: "ChatFlags") -> Iterator["ChatFlags"]:
 
     with tempfile.TemporaryDirectory(prefix="prefchat-") as folder:
         run = pathlib.Path(folder) / "run"
-        made = import_run(given.weights, run, meta=given.meta)
-        if not made.replies and given.llm_db is None:
+        made = import_run(weights, run, meta=meta)
+        if not made.replies and not has_store:
             raise UserError(
-                f"--weights {given.weights}: there is nothing to reply: give --meta "
+                f"--weights {weights}: there is nothing to reply: give --meta "
                 "with buckets, or store replies with `prefchat import_torch "
-                f"{given.weights} --output RUN --from_db FILE`."
+                f"{weights} --output RUN --from_db FILE`."
             )
         _tell(made.notes, sys.stderr)  # A program may read the replies.
-        yield dataclasses.replace(given, weights=str(run), meta=None)
+        yield str(run)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class IndexFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Changes the database as the flags say, and says what it did."""
-    given = flags.parse(IndexFlags, "index", argv)
+    given = flags.parse(IndexFlags, "index", argv, first="weights")
     from prefchat_jax import indexing
     from prefchat_jax.datasets.records import corpus_paths
 

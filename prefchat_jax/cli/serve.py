@@ -2,10 +2,9 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import UseAppendAction
 
 from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.cli import flags
@@ -17,15 +16,12 @@ from prefchat_jax.training.run_directory import RunDirectory
 _KEY = "PREFCHAT_API_KEY"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeFlags:
     """Serve a run as OpenAI's chat completions do, with a page to try it."""
 
-    run: Positional[str | None] = None
-    """Run directory of `prefchat finetune`."""
-    _: dataclasses.KW_ONLY
-    weights: str | None = None
-    """The same, as the other commands name it."""
+    weights: str
+    """Run directory of `prefchat finetune`; may come first, without its flag."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 is every one of this machine."""
     port: int = 8000
@@ -59,7 +55,7 @@ class ServeFlags:
 
 def main(argv: Sequence[str]) -> None:
     """Loads the run and serves it until it is told to stop."""
-    given = flags.parse(ServeFlags, "serve", argv)
+    given = flags.parse(ServeFlags, "serve", argv, first="weights")
     try:
         from prefchat_jax.serving import app, server
     except ImportError as error:
@@ -69,14 +65,14 @@ def main(argv: Sequence[str]) -> None:
     from prefchat_jax.chat.session import Chat
     from prefchat_jax.serving.feedback import FeedbackFile
 
-    run = RunDirectory.open(_run_of(given)).path
+    run = RunDirectory.open(given.weights)
     settings = server_settings(given, run)
     if settings.feedback:
         FeedbackFile(settings.feedback).check()
     chosen = flags.checked(ChatSettings, min_confidence=given.min_confidence)
     with (
         server.listen(given.host, given.port) as sock,
-        Chat.load(run, database=given.llm_db, settings=chosen) as chat,
+        Chat.load(run.path, database=given.llm_db, settings=chosen) as chat,
     ):
         line = welcome(server.address(sock), len(chat), settings)
         if settings.api_key is None and not settings.is_local:
@@ -85,14 +81,14 @@ def main(argv: Sequence[str]) -> None:
         server.run(app.make_app(chat, settings), sock, timeout=given.timeout)
 
 
-def server_settings(given: ServeFlags, run: pathlib.Path) -> ServerSettings:
+def server_settings(given: ServeFlags, run: RunDirectory) -> ServerSettings:
     """The flags as the server takes them; raises `UserError`."""
     key = os.environ.get(_KEY) if given.api_key is None else given.api_key
     return flags.checked(
         ServerSettings,
         # Names of files may hold what UTF-8 cannot say.
-        model=run.name.encode("utf-8", "replace").decode() or "run",
-        created=int((run / "config.json").stat().st_mtime),
+        model=run.path.name.encode("utf-8", "replace").decode() or "run",
+        created=int((run.path / "config.json").stat().st_mtime),
         host=given.host,
         api_key=key,
         cors_origin=given.cors_origin,
@@ -101,7 +97,7 @@ def server_settings(given: ServeFlags, run: pathlib.Path) -> ServerSettings:
         max_batch=given.max_batch,
         style_mode=given.style_mode,
         creativity=given.creativity,
-        feedback=run / "feedback.jsonl" if given.feedback else None,
+        feedback=run.feedback if given.feedback else None,
     )
 
 
@@ -114,10 +110,3 @@ def welcome(url: str, stored: int, settings: ServerSettings) -> str:
         f"/v1/chat/completions{key} -H 'Content-Type: application/json' "
         """-d '{"messages": [{"role": "user", "content": "hello"}]}'"""
     )
-
-
-def _run_of(given: ServeFlags) -> str:
-    """The run directory, which either way of naming it gives."""
-    if (given.run is None) == (given.weights is None):
-        raise UserError("serve needs one run directory: `prefchat serve RUN`.")
-    return given.run or given.weights or ""

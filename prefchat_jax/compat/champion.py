@@ -11,7 +11,7 @@ takes that path by itself; `compat/sequence.py` has the general one.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from prefchat_jax.compat.heads import head_logits
+from prefchat_jax.compat.heads import branch_mixture, head_logits
 from prefchat_jax.compat.layers import (
     Array,
     Params,
@@ -68,11 +68,20 @@ def logits(
       params: from `compat.tensors.to_params`.
       x: features; `[batch, time, 128]`, of sequences, give `[batch, time, buckets]`.
       key: a random key turns the head's dropout on (training).
-      mixers: `GENERAL` or `ONE_STEP`; what the length of `x` allows if None.
+      mixers: `compat.sequence.GENERAL` for sequences; None for one step each.
+
+    Raises:
+      ValueError: there is more than one step, and no mixers for it.
     """
     *_, encoded = blocks(params["encoder"], x, mixers)
     found = head_logits(params["head"], encoded, key=key)
     return layer_norm(params["head"]["norm"], found)
+
+
+def mixture(params: Params, x: Array) -> Array:
+    """What each branch of the head is multiplied by, `[batch, n]`; see `logits`."""
+    *_, encoded = blocks(params["encoder"], x)
+    return branch_mixture(params["head"], encoded)
 
 
 def classify(params: Params, bags: Bags) -> Array:
@@ -83,7 +92,9 @@ def classify(params: Params, bags: Bags) -> Array:
 def blocks(params: Params, x: Array, mixers: Mixers | None = None) -> Iterator[Array]:
     """The output `[batch, 256]` of each of the ten blocks in turn; see `logits`."""
     if mixers is None:
-        mixers = ONE_STEP if x.ndim == 2 or x.shape[-2] == 1 else _general()
+        if x.ndim > 2 and x.shape[-2] > 1:
+            raise ValueError("Sequences need the mixers of compat.sequence.")
+        mixers = ONE_STEP
     yield (x := linear(params["input"], x))
     yield (x := layer_norm(params["input_norm"], x))
     yield (x := silu(x))
@@ -177,12 +188,6 @@ ONE_STEP = Mixers(
     lambda kernel, x: along(kernel[-1], x) * x,
     lambda kernel, x: along(kernel[len(kernel) // 2], x) * x,
 )
-
-
-def _general() -> Mixers:
-    from prefchat_jax.compat.sequence import GENERAL
-
-    return GENERAL
 
 
 def _heads(x: Array) -> Array:

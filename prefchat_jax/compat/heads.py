@@ -38,19 +38,28 @@ def head_logits(params: Params, x: Array, *, key: Array | None = None) -> Array:
             zip(params["branches"].values(), _ACTIVATIONS, strict=False)
         )
     ]
-    without_router = len(outputs) - len(params.get("routers", {}))
-    for stage, output in enumerate(outputs):
-        if stage < without_router:
-            mixed = output
-        else:
-            shares = softmax(linear(params["routers"][stage - without_router], x))
-            mixed = sum(
-                (shares[..., j, None] * outputs[j] for j in range(stage + 1)), 0.0
-            )
-        logits = logits + params["scales"][stage] * mixed
+    xp, weights = namespace(x), branch_mixture(params, x)
+    logits = logits + xp.einsum("...n,...nc->...c", weights, xp.stack(outputs, axis=-2))
     if "domains" in params:
         logits = logits + _reference_base(params, x, key)
     return logits
+
+
+def branch_mixture(params: Params, x: Array) -> Array:
+    """The total weight `[..., n]` of each branch, scales included."""
+    xp, count = namespace(x), len(params["branches"])
+    without_router = count - len(params.get("routers", {}))
+    total = xp.zeros_like(x[..., :count])
+    for stage in range(count):
+        if stage < without_router:
+            first, shares = stage, xp.ones_like(x[..., :1])
+        else:
+            router = params["routers"][stage - without_router]
+            first, shares = 0, softmax(linear(router, x))[..., : stage + 1]
+        rest = count - first - shares.shape[-1]
+        around = [(0, 0)] * (x.ndim - 1) + [(first, rest)]
+        total = total + params["scales"][stage] * xp.pad(shares, around)
+    return total
 
 
 def _reference_base(params: Params, x: Array, key: Array | None) -> Array:

@@ -150,7 +150,7 @@ def _write_model(
         num_buckets=head.num_buckets, branch_widths=head.widths, feature_mode=mode
     )
     with Checkpoints(run.checkpoints) as checkpoints:
-        checkpoints.write_untrained(params)
+        checkpoints.save_final(0, params)
     return {"model": dataclasses.asdict(model), "best_epoch": 0, "last_epoch": 0}
 
 

@@ -80,6 +80,10 @@ class ChampionConfig(BucketModel):
         """
         return champion.logits(params, weights, key=key)
 
+    def mixture(self, params: Params, ids: jax.Array, weights: jax.Array) -> jax.Array:
+        """See `BucketModel`."""
+        return champion.mixture(params, weights)
+
 
 def _initial(path: str, normal: jax.Array) -> jax.Array:
     """New branches and buckets say nothing at first, as in `models/heads.py`."""

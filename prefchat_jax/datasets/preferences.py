@@ -32,6 +32,11 @@ class PreferencePair(NamedTuple):
     annotator: str = ""
     scores: tuple[float, float] | None = None
 
+    @property
+    def labeller(self) -> str:
+        """Who is to be trusted for the choice: a person, a data set, or a file."""
+        return self.annotator or self.source
+
 
 def pairs_of(row: Row, source: str = "") -> list[PreferencePair]:
     """The pairs of a row: `chosen` and `rejected`, or `responses` with `scores`.

@@ -38,7 +38,7 @@ def split_rows(
     """
     if fraction == 0:
         return np.arange(len(examples)), np.arange(0)
-    groups = _group_numbers(examples)
+    groups = group_numbers(examples)
     rng = np.random.default_rng([seed, 0x5911])
     strata = labels if mode == "stratified" else np.zeros(len(labels), np.int64)
     is_val = np.zeros(groups.max() + 1, bool)
@@ -53,7 +53,7 @@ def split_rows(
     return np.flatnonzero(~is_val[groups]), np.flatnonzero(is_val[groups])
 
 
-def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
+def group_numbers(examples: Sequence[Example]) -> np.ndarray:
     """Numbers rows so that equal groups, or equal texts, have equal numbers.
 
     A row with explicit groups joins all rows of those groups and all rows of
@@ -70,7 +70,7 @@ def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
 
     keys = []
     for example in examples:
-        key = ("text", _normal_form(example))
+        key = ("text", prompt_key(example))
         for group in example.groups:
             parent[root(key)] = root(("group", group))
         keys.append(key)
@@ -78,8 +78,11 @@ def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
     return np.array([numbers.setdefault(root(key), len(numbers)) for key in keys])
 
 
-def _normal_form(example: Example) -> str:
-    """The last message and the one before it, as sorted lower-case words."""
+def prompt_key(example: Example) -> str:
+    """The last message and the one before it, as sorted lower-case words.
+
+    Rows of one key ask the same, and stay on one side of a split.
+    """
     turns = " ".join(turn.content for turn in example.context[-2:])
     words = re.findall(r"\w+", turns.casefold())
     return " ".join(sorted(words)) or turns

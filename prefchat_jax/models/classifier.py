@@ -47,6 +47,10 @@ class BucketModel(abc.ABC):
     ) -> jax.Array:
         """Logits `[batch, num_buckets]`; takes what `bucket_logits` takes."""
 
+    @abc.abstractmethod
+    def mixture(self, params: Params, ids: jax.Array, weights: jax.Array) -> jax.Array:
+        """Weights `[batch, n]` of the `n` branches; see `branch_mixture`."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(BucketModel):
@@ -72,6 +76,11 @@ class ModelConfig(BucketModel):
     ) -> jax.Array:
         """See `BucketModel`; a key turns feature dropout on."""
         return classifier(self, params)(ids, weights, key=key)
+
+    def mixture(self, params: Params, ids: jax.Array, weights: jax.Array) -> jax.Array:
+        """See `BucketModel`, and `RoutedHead.mixture`."""
+        model = classifier(self, params)
+        return model.head.mixture(model.encoder(ids, weights))
 
 
 class BucketClassifier(nnx.Module):
@@ -120,6 +129,13 @@ def bucket_logits(
       key: a random key turns dropout on (training).
     """
     return config.logits(params, ids, weights, key=key)
+
+
+def branch_mixture(
+    config: BucketModel, params: Params, ids: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """What each of `n` branches is multiplied by, `[batch, n]`, scales included."""
+    return config.mixture(params, ids, weights)
 
 
 def abstract_params(config: BucketModel) -> Params:

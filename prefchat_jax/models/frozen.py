@@ -46,7 +46,15 @@ class FrozenEncoder(BucketModel):
           weights: `[batch, width]` vectors, from `frozen_vectors`.
           key: not read.
         """
-        return nnx.merge(_graphdef(self), trained_params(params))(weights)
+        return self._head(params)(weights)
+
+    def mixture(self, params: Params, ids: jax.Array, weights: jax.Array) -> jax.Array:
+        """See `BucketModel`; takes what `logits` takes."""
+        head = self._head(params)
+        return head.head.mixture(head.encoder.norm(weights))
+
+    def _head(self, params: Params) -> "_Head":
+        return nnx.merge(_graphdef(self), trained_params(params))
 
 
 class _Head(nnx.Module):

@@ -1,27 +1,21 @@
-"""Vectorised hashed n-grams: a batch of texts to ids and weights.
+"""Features: a batch of contexts to ids and weights, tf-idf with unit norm.
 
-Words (1-grams and 2-grams) and character n-grams are hashed into `2**bits` ids
-with 32-bit integer arithmetic over one byte buffer, so that no Python runs per
-token and every platform gives the same ids. Weights are tf-idf with unit norm
-(feature hashing: Weinberger et al., https://arxiv.org/abs/0902.2206).
+The ids are those of hashed n-grams, in `2**bits` (feature hashing: Weinberger et
+al., https://arxiv.org/abs/0902.2206).
 """
 
 import dataclasses
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from prefchat_jax.text.dialogue import Context, Turn, TurnWeights, weighted_turns
-from prefchat_jax.text.hashing import PRIME, finish, token_hashes
+from prefchat_jax.text.ngrams import hash_ngrams
 
 HASH_VERSION = 1  # Raise it when the same text would get other ids.
 
 _BLOCK = 512  # Contexts hashed at once: keeps the buffers inside the cache.
-_SEPARATOR = "\0"
-_WORD_SALT = np.uint32(0x27D4EB2F)
-_PAIR_SALT = np.uint32(0x165667B1)
 
 
 class Bags(NamedTuple):
@@ -274,7 +268,7 @@ def _term_frequencies(
     texts: Sequence[str], config: FeatureConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct (text, id) pairs and their sublinear term frequencies."""
-    text, ids = _hash_ngrams(_byte_buffer(texts), config)
+    text, ids = hash_ngrams(texts, config.char_ngrams, config.bits)
     text, ids, counts = _sum_by_key(text, ids, None, config)
     return text, ids, 1 + np.log(counts)
 
@@ -347,76 +341,3 @@ def _heaviest_first(docs: np.ndarray, weights: np.ndarray, num_docs: int) -> np.
     keys |= np.arange(len(docs), dtype=np.uint64)
     keys.sort()
     return (keys & np.uint64(2**place_bits - 1)).astype(np.int64)
-
-
-def _byte_buffer(texts: Sequence[str]) -> np.ndarray:
-    """Lower-cased UTF-8 bytes of all texts, each ended by a zero byte.
-
-    Spaces around each text let character n-grams see where it begins and ends.
-    """
-    between = f" {_SEPARATOR} "
-    joined = between.join(texts)
-    if joined.count(_SEPARATOR) != len(texts) - 1:
-        joined = between.join(text.replace(_SEPARATOR, " ") for text in texts)
-    if not joined.isascii():
-        joined = unicodedata.normalize("NFC", joined)
-    joined = f" {joined.lower()} {_SEPARATOR}"
-    return np.frombuffer(joined.encode("utf-8", "replace"), np.uint8)
-
-
-def _hash_ngrams(
-    buffer: np.ndarray, config: FeatureConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """All n-grams of the buffer as (text index, id) pairs, one per occurrence."""
-    ends = buffer == 0
-    text_of_byte = np.cumsum(ends, dtype=np.int32) - ends
-    shift = np.uint32(33 - config.bits)
-    upper = 2 ** (config.bits - 1)
-    pairs = [
-        (texts, (hashes >> shift).astype(np.int64) + offset)
-        for offset, family in (
-            (0, _char_ngrams(buffer, ends, text_of_byte, config.char_ngrams)),
-            (upper, _word_ngrams(buffer, text_of_byte)),
-        )
-        for texts, hashes in family
-    ]
-    texts, ids = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return texts, ids
-
-
-def _char_ngrams(buffer, ends, text_of_byte, lengths):
-    """Rolling polynomial hashes of every byte window that stays in its text."""
-    codes = buffer.astype(np.uint32) + np.uint32(1)
-    rolling, crosses = codes * PRIME, ends
-    for length in range(2, max(lengths, default=0) + 1):
-        rolling = rolling[:-1] * PRIME + codes[length - 1 :]
-        crosses = crosses[:-1] | ends[length - 1 :]
-        if length in lengths:
-            inside = np.flatnonzero(~crosses)
-            yield text_of_byte[inside], finish(rolling[inside])
-
-
-def _word_ngrams(buffer, text_of_byte):
-    """Hashes of words, punctuation marks, and neighbouring pairs of them."""
-    is_word = _IS_WORD[buffer]
-    is_mark = ~is_word & (buffer > 32)
-    is_start = is_mark | (is_word & ~np.concatenate(([False], is_word[:-1])))
-    starts = np.flatnonzero(is_start)
-    if not len(starts):
-        return
-    words = finish(token_hashes(buffer, starts, is_word | is_mark) ^ _WORD_SALT)
-    texts = text_of_byte[starts]
-    yield texts, words
-    same = texts[1:] == texts[:-1]
-    pairs = finish((words[:-1] * PRIME + words[1:]) ^ _PAIR_SALT)
-    yield texts[1:][same], pairs[same]
-
-
-def _word_bytes() -> np.ndarray:
-    table = np.zeros(256, bool)
-    table[list(b"abcdefghijklmnopqrstuvwxyz0123456789_'")] = True
-    table[128:] = True  # Every byte of a non-ASCII character.
-    return table
-
-
-_IS_WORD = _word_bytes()

@@ -82,19 +82,28 @@ class Checkpoints:
         if not is_last and time.monotonic() - self._saved_at < SAVE_SECONDS:
             return
         trees = {"best": self._best, "last": state} | self._scorer
+        self._save(
+            epoch, trees, "The step before is whole: make room and go on with --resume."
+        )
+        self._saved_at = time.monotonic()
+
+    def save_final(self, epoch: int, params: Params) -> None:
+        """Saves parameters that no epoch of this run has trained, nor resumes.
+
+        Raises:
+          UserError: the step could not be written.
+        """
+        trees = {"best": jax.tree.map(jnp.asarray, params)} | self._scorer
+        self._save(epoch, trees, "Make room and start again.")
+
+    def _save(self, epoch: int, trees: dict[str, Any], advice: str) -> None:
         try:
             self._steps.save_checkpointables(epoch, trees, force=True)
         except Exception as error:  # Orbax and tensorstore raise many types.
             raise UserError(
-                f"{self._path / str(epoch)} cannot be written ({_reason(error)}). The "
-                "step before is whole: make room and go on with --resume."
+                f"{self._path / str(epoch)} cannot be written ({_reason(error)}). "
+                f"{advice}"
             ) from error
-        self._saved_at = time.monotonic()
-
-    def write_untrained(self, params: Params) -> None:
-        """Writes step 0, which no epoch of this package has trained."""
-        trees = {"best": jax.tree.map(jnp.asarray, params)} | self._scorer
-        self._steps.save_checkpointables(0, trees, force=True)
 
     def resume(self, like: TrainState) -> TrainState:
         """Loads the last epoch onto the device of `like`, and the best one so far."""

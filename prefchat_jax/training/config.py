@@ -17,6 +17,31 @@ BRANCH_WIDTHS: dict[str, tuple[int, ...]] = {
     "xxlarge": (1024, 2048, 3072),
 }
 
+# Flags that --preferences reads.
+OF_PREFERENCES = (
+    "preferences",
+    "data",
+    "data_manifest",
+    "output",
+    "meta",
+    "weights",
+    "device",
+    "seed",
+    "val_split",
+    "pref_objective",
+    "pref_weight",
+    "pref_beta",
+    "pref_margin",
+    "pref_noise",
+    "pref_noise_rate",
+    "adaptive_pref_weighting",
+    "length_control",
+    "epochs",
+    "batch_size",
+    "scorer_lr",
+    "early_stop_patience",
+)
+
 
 def is_checkpoint(weights: str | None) -> bool:
     """Whether --weights is a file of PyTorch, which is imported, and not a run."""
@@ -33,6 +58,8 @@ class FinetuneConfig:
     """JSON list of corpus files, instead of --data or beside it."""
     val: str | None = None
     """JSONL rows with labels to validate on, instead of a share of the corpus."""
+    preferences: str | None = None
+    """JSONL rows with prompt, chosen, rejected: tune the scorer of --weights alone."""
     output: str
     """Run directory to write."""
     meta: str | None = None
@@ -100,6 +127,8 @@ class FinetuneConfig:
     """Share of wrong labels that smoothing, robust and re_po start from [0.1]."""
     adaptive_pref_weighting: bool = False
     """The same as --pref_noise confidence."""
+    length_control: Literal["none", "matched", "projected"] = "none"
+    """With --preferences: train on length-matched pairs, or beside length's share."""
     pref_warmup_epochs: float = 1.0
     """Epochs over which the preference weight grows from 0."""
 
@@ -184,10 +213,16 @@ class FinetuneConfig:
                 "--frozen_features needs --weights, whose encoder is frozen, without "
                 "--train_all."
             )
+        self._check_preferences()
         if self.model_size or not self.weights:
             self.branch_widths()
         if self.disable_ema_eval and self.ema_decay == 0:
             raise UserError("--disable_ema_eval needs --ema_decay above 0.")
+
+    @property
+    def head_only(self) -> bool:
+        """Whether the encoder stays as it is, but for its final norm."""
+        return bool(self.weights) and not self.train_all
 
     def branch_widths(self, source: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Hidden units of the branches: as the flags say, or else the size's own.
@@ -255,6 +290,28 @@ class FinetuneConfig:
             raise UserError(
                 "--pref_noise_rate needs --pref_noise smoothing, robust or re_po."
             )
+
+    def _check_preferences(self) -> None:
+        """Raises `UserError` for flags that would be ignored."""
+        if not self.preferences:
+            if self.length_control != "none":
+                raise UserError("--length_control is for --preferences: give both.")
+            return
+        if not self.weights:
+            raise UserError("--preferences tunes a run: name it with --weights RUN.")
+        if self.resume:
+            raise UserError(
+                "--resume: tuning on --preferences is short and saves nothing before "
+                "its end: leave --resume out, and it starts again."
+            )
+        for field in dataclasses.fields(self):
+            if field.name in OF_PREFERENCES:
+                continue
+            if getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"--{field.name} has no meaning with --preferences, which tunes "
+                    "the response scorer alone: leave it out."
+                )
 
 
 def _check_range(config: object, low: float, high: float, *names: str) -> None:

@@ -22,7 +22,6 @@ from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import (
     Recipe,
     Rows,
-    TrainState,
     eval_params,
     init_state,
     predict,
@@ -109,7 +108,7 @@ def fit(
         if checkpoints.last_epoch:
             state = checkpoints.resume(state)
             history = _read_history(run, checkpoints.last_epoch)
-        log = _Log(run, history)
+        log = MetricsLog(run, history)
 
         def on_chunk(done: int, metrics: Metrics) -> None:
             log.write({"step": done, "epoch": len(history) + 1} | metrics)
@@ -117,7 +116,7 @@ def fit(
 
         while not is_over(history, config):
             epoch = len(history) + 1
-            state, row = _train_epoch(run_chunk, state, plan, epoch, on_chunk)
+            state, row = train_epoch(run_chunk, state, plan, epoch, on_chunk, _ADVICE)
             params = eval_params(recipe, state, use_ema=config.use_ema)
             row |= _validate(recipe, params, val)
             row |= trust(recipe, state.preference.reliability)
@@ -153,20 +152,34 @@ def is_over(history: list[Metrics], config: LoopConfig) -> bool:
     return stale >= config.patience > 0
 
 
-def _train_epoch(
-    run_chunk: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    state: TrainState,
+def train_epoch(
+    run_chunk: Callable[..., tuple[Any, dict[str, jax.Array]]],
+    state: Any,
     plan: EpochPlan,
     epoch: int,
     on_chunk: Callable[[int, Metrics], None],
-) -> tuple[TrainState, Metrics]:
-    """Runs one epoch in chunks; returns the state and the mean metrics."""
+    advice: str,
+) -> tuple[Any, Metrics]:
+    """Runs one epoch in chunks; returns the state and the mean metrics.
+
+    Args:
+      run_chunk: takes `state` and `plan`, a chunk; returns the new state, and metrics
+        `[m]` of its micro-batches.
+      state: where to go on.
+      plan: the order of the rows.
+      epoch: its number, from 1.
+      on_chunk: is told the micro-batches that are through, and the means of a chunk.
+      advice: what to do where a loss is not finite.
+
+    Raises:
+      UserError: a loss is not finite.
+    """
     start = time.perf_counter()
     done = (epoch - 1) * plan.micro_batches
     sums: Metrics = {}
     for chunk in _chunks(plan.epoch(epoch)):
         state, metrics = run_chunk(state=state, plan=chunk)
-        metrics = check_finite(jax.device_get(metrics), done, _ADVICE)
+        metrics = check_finite(jax.device_get(metrics), done, advice)
         done += len(chunk.window)
         totals = metric_sums(metrics, chunk)
         sums = {name: sums.get(name, 0.0) + totals[name] for name in totals}
@@ -239,7 +252,7 @@ def not_finite(metrics: dict[str, np.ndarray], done: int) -> str:
     return f"{names[name]} is {values[step, name]} at step {done + step + 1}"
 
 
-class _Log:
+class MetricsLog:
     """Appends to metrics.jsonl, which starts with the rows that are kept."""
 
     def __init__(self, run: RunDirectory, kept: list[Metrics]):
@@ -249,6 +262,7 @@ class _Log:
         self._path = run.metrics
 
     def write(self, row: dict[str, Any]) -> None:
+        """Adds one line."""
         with self._path.open("ab") as file:
             file.write(msgspec.json.encode(row) + b"\n")
 

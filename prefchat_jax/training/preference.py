@@ -168,7 +168,7 @@ def preference_losses(
     targets: Targets,
     state: PreferenceState,
 ) -> tuple[Judged, dict[str, jax.Array]]:
-    """The preference loss of each example over mined negatives.
+    """The preference loss of each example over what was rejected, given or mined.
 
     Args:
       preference: what to compute.
@@ -180,17 +180,20 @@ def preference_losses(
     Returns:
       The losses with what the noise model thinks, and `[batch]` metrics by name.
     """
-    labels = targets.labels
-    negatives = losses.mine_negatives(
-        key,
-        logits,
-        labels,
-        num_negatives=min(preference.num_negatives, logits.shape[-1] - 1),
-        hard_ratio=preference.hard_ratio,
-    )
-    rejected = negatives.buckets
+    labels, rejected = targets.labels, targets.rejected
+    correction = 0.0
+    if rejected is None:
+        negatives = losses.mine_negatives(
+            key,
+            logits,
+            labels,
+            num_negatives=min(preference.num_negatives, logits.shape[-1] - 1),
+            hard_ratio=preference.hard_ratio,
+        )
+        rejected = negatives.buckets
+        if preference.correct_sampling:
+            correction = negatives.log_inclusion
     margins, state = preference.margins(preference, logits, targets, rejected, state)
-    correction = negatives.log_inclusion if preference.correct_sampling else 0.0
     where = None
     if preference.slack is not None:
         where = losses.plausible_negatives(

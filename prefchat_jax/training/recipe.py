@@ -32,7 +32,7 @@ def make_recipe(
             clip_norm=config.grad_clip_norm or None,
             accumulate=config.grad_accum_steps,
             ema_decay=config.ema_decay or None,
-            head_only=bool(config.weights) and not config.train_all,
+            head_only=config.head_only,
         ),
     )
     loop = LoopConfig(

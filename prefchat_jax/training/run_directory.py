@@ -8,8 +8,10 @@ checkpoints/       orbax steps, the best and the last one
 inference.npz      cache of the best one for NumPy; may be deleted
 responses.db       stored replies (SQLite), bound to the best step
 responses.index    what chat derives from them, mapped into memory; may be deleted
+report.md          what a stranger should know of the run
 warm_start.json    what of the run of --weights was taken over, if there was one
 imported/          that run, if --weights was a checkpoint of PyTorch
+feedback.jsonl     preference pairs of users, from `prefchat serve`
 metrics.jsonl      one line for every chunk of training steps and every epoch
 ```
 """
@@ -127,6 +129,11 @@ class RunDirectory:
         return self.path / "responses.db"
 
     @property
+    def feedback(self) -> pathlib.Path:
+        """The preference pairs of users, if the run was ever served."""
+        return self.path / "feedback.jsonl"
+
+    @property
     def metrics(self) -> pathlib.Path:
         """The log of training."""
         return self.path / "metrics.jsonl"
@@ -163,6 +170,11 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / name, value)
 
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one text file of the run."""
+        with write_aside(self.path / name) as aside:
+            aside.write_text(text, encoding="utf-8")
+
     def write_features(self, featurizer: Featurizer) -> None:
         """Stores the document frequencies."""
         with write_aside(self.path / "features.npz") as aside, aside.open("wb") as file:
@@ -192,7 +204,9 @@ def start_run(config: FinetuneConfig) -> RunDirectory:
     """
     start = RunDirectory.open if config.resume else RunDirectory.create
     run = start(config.output)
-    read = corpus_paths(config.data, config.data_manifest)
+    read = list(filter(None, [config.preferences]))
+    if not read or config.data or config.data_manifest:
+        read += corpus_paths(config.data, config.data_manifest)
     manifest = [config.data_manifest] if config.data_manifest else []
     check_outputs(
         {"meta": config.meta},

@@ -68,9 +68,9 @@ def scorer_rows(
         [number.setdefault(e.response, len(number)) for e in examples if e.response],
         np.int32,
     )
-    responses = _read(featurizer, featurizer.texts(number))
+    responses = scorer_bags(featurizer, featurizer.texts(number))
     return ScorerRows(
-        _read(featurizer, Bags(*(part[answered] for part in contexts))),
+        scorer_bags(featurizer, Bags(*(part[answered] for part in contexts))),
         responses,
         numbers,
         lexical_negatives(
@@ -155,5 +155,6 @@ def _batch_size(config: FinetuneConfig, rows: int) -> int:
     return min(512, max(16, 1 << (rows // 16).bit_length() - 1)) if rows > 32 else rows
 
 
-def _read(featurizer: Featurizer, bags: Bags) -> Bags:
+def scorer_bags(featurizer: Featurizer, bags: Bags) -> Bags:
+    """Hashed bags by embedding row of the scorer, as many features as it trains on."""
     return Bags(*(x[:, :_FEATURES] for x in trim(featurizer.scorer_embedded(bags))))

@@ -1,6 +1,7 @@
 """Compiled training: many micro-batches in one `lax.scan` dispatch."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +11,12 @@ import numpy as np
 import optax
 
 from prefchat_jax.datasets.sampling import Plan
-from prefchat_jax.models.classifier import BucketModel, Params, bucket_logits
+from prefchat_jax.models.classifier import (
+    BucketModel,
+    Params,
+    branch_mixture,
+    bucket_logits,
+)
 from prefchat_jax.training.objective import Objective, example_losses
 from prefchat_jax.training.optimizers import (
     OptimizerConfig,
@@ -159,10 +165,16 @@ def predict(
     config: BucketModel, params: Params, ids: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Logits `[n, C]` as NumPy, in batches of at most `EVAL_BATCH` rows."""
-    parts = [_logits(config, params, *batch) for batch in eval_batches(ids, weights)]
-    if not parts:
+    if not len(ids):
         return np.zeros((0, config.num_buckets), np.float32)
-    return np.concatenate(parts)[: len(ids)]
+    return _in_batches(partial(_logits, config, params), ids, weights)
+
+
+def branch_weights(
+    config: BucketModel, params: Params, ids: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """What the head multiplies each branch by, `[n, branches]`; `n` is not 0."""
+    return _in_batches(partial(_mixture, config, params), ids, weights)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -175,6 +187,14 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     gold = np.take_along_axis(log_probs, labels[:, None], axis=-1)
     accuracy = np.mean(logits.argmax(axis=-1) == labels)
     return {"loss": -float(gold.mean()), "accuracy": float(accuracy)}
+
+
+def _in_batches(
+    function: Callable[..., jax.Array], ids: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """`function` of all rows as NumPy, a batch at a time."""
+    parts = [function(*batch) for batch in eval_batches(ids, weights)]
+    return np.concatenate(parts)[: len(ids)]
 
 
 def eval_batches(
@@ -194,6 +214,11 @@ def eval_batches(
 @partial(jax.jit, static_argnames="config")
 def _logits(config, params, ids, weights):
     return bucket_logits(config, params, ids, weights)
+
+
+@partial(jax.jit, static_argnames="config")
+def _mixture(config, params, ids, weights):
+    return branch_mixture(config, params, ids, weights)
 
 
 def _stop_frozen(params: Params) -> Params:

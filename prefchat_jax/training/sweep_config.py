@@ -31,6 +31,8 @@ _OF_A_DIRECTORY = {
     "meta",
     "weights_meta",
     "resume",
+    "preferences",
+    "length_control",
     "max_candidates_per_bucket",
     "scorer_epochs",
     "scorer_width",

@@ -15,12 +15,15 @@ class Targets(NamedTuple):
       ref_logits: `[batch, C]` logits of the reference policy; None is uniform.
       sources: `[batch]` who labelled each row; None is all the same.
       where: `[batch]` true where a row counts; None is all.
+      rejected: `[batch, K]` what was rejected in favour of the label; None mines
+        negatives.
     """
 
     labels: jax.Array
     ref_logits: jax.Array | None = None
     sources: jax.Array | None = None
     where: jax.Array | None = None
+    rejected: jax.Array | None = None
 
 
 class PreferenceState(NamedTuple):
