@@ -13,10 +13,8 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.report import write_report
 from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.inference import Inference
-from prefchat_jax.models.classifier import Params
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.text.features import HASH_VERSION
-from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import fingerprint, load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names, load_corpus
@@ -30,13 +28,16 @@ from prefchat_jax.training.run_directory import (
 )
 from prefchat_jax.training.scorer_run import ScorerStart, scorer_start, train_scorer
 from prefchat_jax.training.start import (
+    frozen_recipe,
+    frozen_rows,
     initial_params,
     load_source,
     model_shape,
     show_parts,
     show_report,
+    with_reference,
 )
-from prefchat_jax.training.steps import Recipe, Rows, predict
+from prefchat_jax.training.steps import Recipe, predict
 from prefchat_jax.training.warm_start import Report
 
 
@@ -85,12 +86,15 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
     recipe, loop = make_recipe(config, model, corpus, progress)
     params, report = initial_params(config, model, corpus, source)
     corpus = corpus._replace(
-        train=_with_reference(config, recipe, params, corpus.train, progress)
+        train=with_reference(config, recipe, params, corpus.train, progress)
     )
     start_hash = fingerprint(params, corpus.featurizer) if config.weights else None
     if config.resume:
         _check_same_run(run, config, corpus, start_hash)
     scorer = scorer_start(run, config, corpus.featurizer, corpus.scored)
+    train, val = (
+        frozen_rows(config, recipe, params, rows) for rows in (corpus.train, corpus.val)
+    )
     with run.alone():
         if not config.resume:
             RunDirectory.create(run.path)  # Another may have finished meanwhile.
@@ -103,11 +107,11 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
         progress.stage("training")
         result = fit(
             run,
-            recipe,
+            frozen_recipe(config, recipe),
             loop,
             params,
-            corpus.train,
-            corpus.val,
+            train,
+            val,
             make_plan(config, corpus),
             progress,
             scorer_params,
@@ -151,30 +155,6 @@ def finish_run(run: RunDirectory, result: Fit, corpus: Corpus) -> Refused | None
         refused = measure_refused(chat, corpus.val_rows)
     run.write_json("config.json", config | measured)
     return refused
-
-
-def _with_reference(
-    config: FinetuneConfig,
-    recipe: Recipe,
-    params: Params,
-    train: Rows,
-    progress: Progress,
-) -> Rows:
-    """The rows with the logits of the frozen start, if the objective wants them.
-
-    On the buckets of --weights these are its own, on others near 0.
-    """
-    row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
-    if not row.reference or config.pref_weight == 0:
-        return train
-    if not config.weights:
-        progress.notice(
-            f"--pref_objective {config.pref_objective} without --weights: the "
-            "reference policy is uniform"
-        )
-        return train
-    logits = predict(recipe.model, params, train.ids, train.weights)
-    return train._replace(ref_logits=logits)
 
 
 def _write_description(

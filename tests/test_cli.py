@@ -185,7 +185,9 @@ WRONG_VALUES = {
     "scorer_lr": "0",
     "scorer_group_estimator": "mean",
     "scorer_hard_negatives": "-1",
+    "frozen_features": None,
     "seed": "-1",
+    "data_seed": "-1",
     "device": "npu",
     "nonsense": "1",
 }
@@ -260,6 +262,7 @@ CHANGES = {
     "grad_accum_steps": 2,
     "batch_size": 5,
     "seed": 3,
+    "data_seed": 3,
     "split_mode": "random",
 }
 # What trains the scorer, and nothing else.
@@ -342,7 +345,9 @@ def test_the_package_is_a_command_too():
     assert done.returncode == 2 and "no command 'chta'" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["finetune", "chat", "evaluate", "index", "demo"])
+@pytest.mark.parametrize(
+    "command", ["finetune", "sweep", "chat", "evaluate", "index", "demo"]
+)
 def test_every_command_explains_its_flags(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

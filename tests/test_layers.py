@@ -30,6 +30,7 @@ LAYERS = [
     "calibration",
     "finetune",
     "preference_tuning",
+    "sweep",
     "smalltalk",
     "compat",
     "cli",

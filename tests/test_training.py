@@ -82,9 +82,9 @@ def test_the_objective_is_ce_plus_weight_times_ramp_times_preference(rng):
     )
 
 
-def test_a_weight_of_zero_leaves_the_preference_loss_out(rng):
+def test_no_weight_leaves_the_preference_loss_out(rng):
     logits, labels = jnp.asarray(rng.normal(size=(3, 4))), jnp.arange(3)
-    assert "loss/pref" not in _losses(Objective(weight=0.0), logits, labels)[1]
+    assert "loss/pref" not in _losses(Objective(weight=None), logits, labels)[1]
 
 
 def test_groups_are_capped_at_the_wrong_buckets(rng):
@@ -269,13 +269,21 @@ def test_rows_that_do_not_count_leave_the_state_alone():
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
-def test_equal_settings_are_one_object_and_a_user_brings_a_link():
-    once, again = (make_preference("simpo", margin=0.3) for _ in range(2))
-    assert once == again and hash(once) == hash(again)
+@pytest.mark.parametrize("name", [*catalogue.OBJECTIVES, "jax.nn:softplus"])
+def test_settings_of_one_objective_compile_once(name):
+    """They differ in leaves alone, also in those of the link."""
+    margin = catalogue.OBJECTIVES.get(name, catalogue.USERS).margin
+    changed = {} if margin is None else {"margin": margin + 1}
+    once, again = make_preference(name), make_preference(name, **changed)
+    assert jax.tree.structure(once) == jax.tree.structure(again)
+    assert (jax.tree.leaves(once) == jax.tree.leaves(again)) == (not changed)
+
+
+def test_a_user_brings_a_link_and_zero_is_a_margin():
     none = make_preference("simpo", margin=0.0).link  # 0 is a value.
     np.testing.assert_allclose(none(jnp.zeros(1)), np.log(2), rtol=1e-6)
     made = make_preference("jax.nn:softplus", beta=0.5)
-    assert (made.link, made.beta) == (jax.nn.softplus, 0.5)
+    assert (made.link.func, made.beta) == (jax.nn.softplus, 0.5)
 
 
 def reduces(margins):
@@ -379,7 +387,7 @@ def _recipe(accumulate=1, **changes):
     optimizer = OptimizerConfig(
         num_steps=8, warmup_steps=1, lr=0.05, accumulate=accumulate, **changes
     )
-    return Recipe(model=model, objective=Objective(weight=0.0), optimizer=optimizer)
+    return Recipe(model=model, objective=Objective(), optimizer=optimizer)
 
 
 def _rows(rng, n=10):

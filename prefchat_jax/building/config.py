@@ -18,6 +18,13 @@ _MOST_WEIGHT = 1e6
 _LEAST_LIKENESS = 0.3
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Not on every system.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """Build one clean corpus, and a report, from many JSONL corpora."""
@@ -169,9 +176,7 @@ class BuildConfig:
         """How many processes work."""
         if self.workers:
             return self.workers
-        if hasattr(os, "sched_getaffinity"):  # Not on every system.
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return usable_cores()
 
     @property
     def weight_of_source(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "train on the shipped corpus, show figures, open a chat",
     "build": "many JSONL corpora to one clean corpus and a report",
     "finetune": "train on your JSONL corpus and write a run directory",
+    "sweep": "seeds and settings of finetune as one program, one table of figures",
     "chat": "talk to a run",
     "serve": "a run behind an HTTP interface that chat clients know",
     "feedback": "what users of a served run preferred, as preference pairs",

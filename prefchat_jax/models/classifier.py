@@ -75,11 +75,11 @@ class ModelConfig(BucketModel):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """See `BucketModel`; a key turns feature dropout on."""
-        return nnx.merge(_graphdef(self), params)(ids, weights, key=key)
+        return classifier(self, params)(ids, weights, key=key)
 
     def mixture(self, params: Params, ids: jax.Array, weights: jax.Array) -> jax.Array:
         """See `BucketModel`, and `RoutedHead.mixture`."""
-        model = nnx.merge(_graphdef(self), params)
+        model = classifier(self, params)
         return model.head.mixture(model.encoder(ids, weights))
 
 
@@ -141,6 +141,11 @@ def branch_mixture(
 def abstract_params(config: BucketModel) -> Params:
     """Shapes and dtypes of the parameters, without memory."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def classifier(config: ModelConfig, params: Params) -> BucketClassifier:
+    """The module of a model with these parameters."""
+    return nnx.merge(_graphdef(config), params)
 
 
 @functools.cache

@@ -41,11 +41,16 @@ class BagEncoder(nnx.Module):
         self, ids: jax.Array, weights: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
         """Encodes bags `[batch, features]` to `[batch, width]`; drops with a key."""
+        return self.norm(self.vectors(ids, weights, key=key))
+
+    def vectors(
+        self, ids: jax.Array, weights: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The same before the final norm."""
         if key is not None and self.feature_dropout > 0:
             ids, weights = sample_features(key, ids, weights, self.feature_dropout)
         x = jnp.einsum("bf,bfw->bw", weights, self.table[...][ids])
-        x = x + self.down(nnx.silu(self.up(self.up_norm(x))))
-        return self.norm(x)
+        return x + self.down(nnx.silu(self.up(self.up_norm(x))))
 
 
 def sample_features(

@@ -56,6 +56,8 @@ class FinetuneConfig:
     """JSONL corpus, plain or .gz."""
     data_manifest: str | None = None
     """JSON list of corpus files, instead of --data or beside it."""
+    val: str | None = None
+    """JSONL rows with labels to validate on, instead of a share of the corpus."""
     preferences: str | None = None
     """JSONL rows with prompt, chosen, rejected: tune the scorer of --weights alone."""
     output: str
@@ -69,12 +71,17 @@ class FinetuneConfig:
     """Metadata of that .pth, which are read; --meta is written."""
     train_all: bool = False
     """With --weights: train everything, not only the head and the final norm."""
+    frozen_features: bool = False
+    """With --weights: train the head on vectors that the frozen encoder makes once,
+    without dropout; faster, and much faster in a sweep."""
     resume: bool = False
     """Go on with the run in --output after its last checkpoint."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train; auto takes what JAX finds first."""
     seed: int = 0
     """Of the parameters, the split, the order of rows, dropout and negatives."""
+    data_seed: int | None = None
+    """Of the clusters, the split and the sentences of replies alone [as --seed]."""
 
     num_buckets: int = 10
     """Clusters of replies, where no row has a label."""
@@ -193,13 +200,18 @@ class FinetuneConfig:
         _check_range(self, 1e-12, math.inf, "lr", "scorer_lr", "pref_beta")
         _check_range(self, 0, math.inf, "pref_margin", "false_negative_margin")
         _check_range(self, 1e-12, 0.49999, "pref_noise_rate")
-        _check_range(self, 0, 2**31 - 1, "seed")
+        _check_range(self, 0, 2**31 - 1, "seed", "data_seed")
         self._check_objective()
         self._check_noise()
         if self.weights_meta and not is_checkpoint(self.weights):
             raise UserError(
                 f"--weights_meta {self.weights_meta}: needs a .pth as --weights; a run "
                 "has its own."
+            )
+        if self.frozen_features and (not self.weights or self.train_all):
+            raise UserError(
+                "--frozen_features needs --weights, whose encoder is frozen, without "
+                "--train_all."
             )
         self._check_preferences()
         if self.model_size or not self.weights:
@@ -240,6 +252,10 @@ class FinetuneConfig:
                 )
         wider = dict(enumerate(given.values()))
         return tuple(wider.get(i) or width for i, width in enumerate(widths))
+
+    def corpus_seed(self) -> int:
+        """The seed of what becomes of the data before training, by either flag."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def noise(self) -> str:
         """The noise model, by either flag."""

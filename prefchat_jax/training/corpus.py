@@ -1,6 +1,6 @@
 """The corpus of a run: rows that are read, labelled, split and featurised."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,18 +41,17 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     records = read_records(corpus_paths(config.data, config.data_manifest))
     _tell(records, progress)
     features = FeatureConfig()
-    labelled, train, val = _split(config, records)
-    for notice in labelled.notices:
+    split = _split(config, records)
+    labelled, train_rows, val_rows = split.labelled, split.train_rows, split.val_rows
+    for notice in (*labelled.notices, *split.notices):
         progress.notice(notice)
-    examples = labelled.examples
-    train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
     contexts = [row.context for row in train_rows]
     featurizer = _featurizer(config, features, train_rows)
-    labels = labelled.numbers[train]
+    labels = split.train_labels
     sources = [row.labeller for row in train_rows]
     if config.learn_from_responses:
         more, more_labels = response_rows(
-            train_rows, labels, limit=len(train_rows), seed=config.seed
+            train_rows, labels, limit=len(train_rows), seed=config.corpus_seed()
         )
         contexts, labels = contexts + more, np.concatenate([labels, more_labels])
         sources += [_REPLIES] * len(more)
@@ -64,12 +63,12 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
             labels,
             numbers.astype(np.int32),
         ),
-        Rows(*_classified(featurizer, val_rows), labelled.numbers[val]),
+        Rows(*_classified(featurizer, val_rows), split.val_labels),
         train_rows,
         val_rows,
         labelled,
         featurizer,
-        records.fingerprint,
+        records.fingerprint + split.fingerprint,
         names.tolist(),
         scorer_rows(config, featurizer, hashed, train_rows)
         if trains_scorer(config, train_rows)
@@ -77,30 +76,69 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     )
 
 
+class _Split(NamedTuple):
+    """Which rows train and which validate, and their buckets."""
+
+    labelled: Labelled
+    train_rows: list[Example]
+    train_labels: np.ndarray
+    val_rows: list[Example]
+    val_labels: np.ndarray
+    fingerprint: str = ""  # Of the file of validation rows.
+    notices: tuple[str, ...] = ()  # About it.
+
+
 def validation_rows(config: FinetuneConfig, records: Records) -> list[Example]:
     """The rows that a run of these flags validates on."""
-    labelled, _, val = _split(config, records)
-    return [labelled.examples[i] for i in val]
+    return _split(config, records).val_rows
 
 
-def _split(
-    config: FinetuneConfig, records: Records
-) -> tuple[Labelled, np.ndarray, np.ndarray]:
-    """Rows with their buckets, and the numbers of those that train and validate."""
+def _split(config: FinetuneConfig, records: Records) -> _Split:
+    """Validation rows: those of --val, or a share of the corpus.
+
+    Raises:
+      UserError: --val cannot be read, or has rows of no bucket of the corpus.
+    """
     labelled = assign_buckets(
         records.examples,
         num_buckets=config.num_buckets,
-        seed=config.seed,
+        seed=config.corpus_seed(),
         features=FeatureConfig(),
     )
+    examples, numbers = labelled.examples, labelled.numbers
+    if config.val:
+        return _with_file(config.val, labelled)
     train, val = split_rows(
-        labelled.examples,
-        labelled.numbers,
+        examples,
+        numbers,
         fraction=config.val_split,
         mode=config.split_mode,
-        seed=config.seed,
+        seed=config.corpus_seed(),
     )
-    return labelled, train, val
+    train_rows, val_rows = [examples[i] for i in train], [examples[i] for i in val]
+    return _Split(labelled, train_rows, numbers[train], val_rows, numbers[val])
+
+
+def _with_file(path: str, labelled: Labelled) -> _Split:
+    """All rows of the corpus train, those of --val validate."""
+    if not labelled.buckets.given:
+        raise UserError(
+            f"--val {path}: the corpus has no labels that its rows could have: label "
+            "the corpus, or use --val_split."
+        )
+    records = read_records([path])
+    if not records.examples:
+        raise UserError(f"--val {path}: all rows are out of scope.")
+    right = labelled.buckets.numbers(records.examples)
+    return _Split(
+        labelled,
+        labelled.examples,
+        labelled.numbers,
+        records.examples,
+        right,
+        records.fingerprint,
+        tuple(_notices(records)),
+    )
 
 
 def _featurizer(
@@ -124,15 +162,21 @@ def _classified(featurizer: Featurizer, rows: Sequence[Example]) -> Bags:
     return featurizer.classified(featurizer(contexts), contexts)
 
 
-def _tell(records: Records, progress: Progress) -> None:
+def _notices(records: Records) -> Iterator[str]:
+    """What a reader should know of rows that are left out."""
     if notice := records.notice():
-        progress.notice(notice)
+        yield notice
     if records.out_of_scope:
         count = len(records.out_of_scope)
-        progress.notice(
+        yield (
             f"{count} out-of-scope row{'s' * (count != 1)} left out: such rows "
             "evaluate, they do not train"
         )
+
+
+def _tell(records: Records, progress: Progress) -> None:
+    for notice in _notices(records):
+        progress.notice(notice)
     if not records.examples:
         raise UserError("All rows are out of scope: there is nothing to train on.")
 

@@ -22,7 +22,6 @@ from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import (
     Recipe,
     Rows,
-    TrainState,
     eval_params,
     init_state,
     predict,
@@ -115,11 +114,12 @@ def fit(
             log.write({"step": done, "epoch": len(history) + 1} | metrics)
             progress.chunk(done, config.epochs * plan.micro_batches, metrics)
 
-        while not _is_over(history, config):
+        while not is_over(history, config):
             epoch = len(history) + 1
             state, row = train_epoch(run_chunk, state, plan, epoch, on_chunk, _ADVICE)
             params = eval_params(recipe, state, use_ema=config.use_ema)
-            row |= _validate(recipe, params, val) | _trust(recipe, state)
+            row |= _validate(recipe, params, val)
+            row |= trust(recipe, state.preference.reliability)
             history.append(row)
             # Logged first: an epoch that is saved but not logged could not resume.
             log.write({"summary": True} | row)
@@ -128,7 +128,7 @@ def fit(
                 params,
                 state,
                 is_best=best_epoch(history) == epoch,
-                is_last=_is_over(history, config),
+                is_last=is_over(history, config),
             )
             progress.epoch(row)
     return Fit(history, best_epoch(history))
@@ -144,7 +144,7 @@ def best_epoch(history: list[Metrics]) -> int:
     return 1 + min(range(len(history)), key=lambda i: history[i]["eval_loss"])
 
 
-def _is_over(history: list[Metrics], config: LoopConfig) -> bool:
+def is_over(history: list[Metrics], config: LoopConfig) -> bool:
     """Whether all epochs are through, or too many brought nothing better."""
     if len(history) >= config.epochs:
         return True
@@ -181,15 +181,19 @@ def train_epoch(
         state, metrics = run_chunk(state=state, plan=chunk)
         metrics = check_finite(jax.device_get(metrics), done, advice)
         done += len(chunk.window)
-        # An empty micro-batch, at the end of an accumulation window, counts 0.
-        rows = np.sum(chunk.rows >= 0, axis=1)
-        totals = {name: float(rows @ values) for name, values in metrics.items()}
+        totals = metric_sums(metrics, chunk)
         sums = {name: sums.get(name, 0.0) + totals[name] for name in totals}
-        count = int(rows.sum())
+        count = int(np.sum(chunk.rows >= 0))
         on_chunk(done, {name: total / count for name, total in totals.items()})
     means = {name: total / len(plan.labels) for name, total in sums.items()}
     rate = len(plan.labels) / (time.perf_counter() - start)
     return state, {"epoch": epoch, **means, "examples_per_second": rate}
+
+
+def metric_sums(metrics: dict[str, np.ndarray], plan: Plan) -> Metrics:
+    """Sums over rows of means `[m]` over micro-batches; an empty one counts 0."""
+    rows = np.sum(plan.rows >= 0, axis=1)
+    return {name: float(rows @ values) for name, values in metrics.items()}
 
 
 def _chunks(plan: Plan) -> Iterator[Plan]:
@@ -202,15 +206,20 @@ def _validate(recipe: Recipe, params: Params, val: Rows) -> Metrics:
     if not len(val.ids):
         return {}
     logits = predict(recipe.model, params, val.ids, val.weights)
+    return judged(logits, val)
+
+
+def judged(logits: np.ndarray, val: Rows) -> Metrics:
+    """What an epoch says of logits `[n, C]` of the validation rows."""
     return {f"eval_{name}": value for name, value in score(logits, val.labels).items()}
 
 
-def _trust(recipe: Recipe, state: TrainState) -> Metrics:
-    """How far RE-PO came to trust each source."""
+def trust(recipe: Recipe, reliability: Any) -> Metrics:
+    """How far RE-PO came to trust each of the `[sources]`."""
     if recipe.objective.preference.noise is not re_po:
         return {}
-    reliability = np.asarray(state.preference.reliability).tolist()
-    return {f"reliability/{source}": value for source, value in enumerate(reliability)}
+    values = np.asarray(reliability).tolist()
+    return {f"reliability/{source}": value for source, value in enumerate(values)}
 
 
 def check_finite(
@@ -226,15 +235,21 @@ def check_finite(
     Raises:
       UserError: a value is not finite.
     """
+    if what := not_finite(metrics, done):
+        raise UserError(f"{what}: {advice}.")
+    return metrics
+
+
+def not_finite(metrics: dict[str, np.ndarray], done: int) -> str:
+    """Which term is not finite first, and when; nothing if all are."""
     # The parts come before their sum: the message should name the culprit.
     names = sorted(metrics, key=lambda n: (n == "grad_norm", n == "loss", n))
     values = np.stack([metrics[name] for name in names], axis=1)
     bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        step, name = bad[0]
-        what = f"{names[name]} is {values[step, name]} at step {done + step + 1}"
-        raise UserError(f"{what}: {advice}.")
-    return metrics
+    if not len(bad):
+        return ""
+    step, name = bad[0]
+    return f"{names[name]} is {values[step, name]} at step {done + step + 1}"
 
 
 class MetricsLog:

@@ -1,27 +1,34 @@
 """The training objective: cross-entropy plus a weighted preference loss."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from prefchat_jax.training.preference import Preference, preference_losses
 from prefchat_jax.training.targets import PreferenceState, Targets
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["label_smoothing", "weight", "preference"],
+    meta_fields=[],
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What one example costs. Hashable: a static argument of jit.
+    """What one example costs, a pytree of its hyper-parameters.
 
     Attributes:
       label_smoothing: mass that cross-entropy spreads over all buckets.
-      weight: weight of the preference loss; 0 leaves it out.
+      weight: weight of the preference loss; None leaves it out.
       preference: the preference loss.
     """
 
-    label_smoothing: float = 0.0
-    weight: float = 0.0
+    label_smoothing: ArrayLike = 0.0
+    weight: ArrayLike | None = None
     preference: Preference = Preference()
 
 
@@ -55,7 +62,7 @@ def example_losses(
         "loss/ce": ce,
         "accuracy": (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32),
     }
-    if objective.weight == 0:
+    if objective.weight is None:
         return ce, metrics, state
     judged, pref_metrics = preference_losses(
         objective.preference, key, logits, targets, state

@@ -1,6 +1,7 @@
 """The optimizer: warm-up cosine AdamW, clipped, accumulated, averaged."""
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,24 +10,30 @@ import optax
 from prefchat_jax.models.classifier import Params
 
 Labels = Any
+Number = jax.Array | float
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["lr", "weight_decay", "clip_norm", "ema_decay"],
+    meta_fields=["num_steps", "warmup_steps", "schedule", "accumulate", "head_only"],
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Hyper-parameters of `make_optimizer`; steps are optimizer steps.
+    """Hyper-parameters of `make_optimizer`, a pytree; steps are optimizer steps.
 
-    `num_steps` includes the warm-up. `ema_decay` 0 keeps no average.
+    `num_steps` includes the warm-up. None clips nothing, and keeps no average.
     `head_only` trains the head and the final norm and freezes all else.
     """
 
     num_steps: int
     warmup_steps: int
-    lr: float
+    lr: Number
     schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
+    weight_decay: Number = 0.0
+    clip_norm: Number | None = None
     accumulate: int = 1
-    ema_decay: float = 0.0
+    ema_decay: Number | None = None
     head_only: bool = False
 
 
@@ -38,12 +45,14 @@ class ParamsEmaState(NamedTuple):
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Learning rate by optimizer step; the first step already moves."""
-    start = config.lr / max(config.warmup_steps, 1)
+    start = 1.0 / max(config.warmup_steps, 1)
     if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            start, config.lr, config.warmup_steps, config.num_steps
+        share = optax.warmup_cosine_decay_schedule(
+            start, 1.0, config.warmup_steps, config.num_steps
         )
-    return optax.warmup_constant_schedule(start, config.lr, config.warmup_steps)
+    else:
+        share = optax.warmup_constant_schedule(start, 1.0, config.warmup_steps)
+    return lambda step: config.lr * share(step)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -55,7 +64,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             mask=lambda params: jax.tree.map_with_path(_decays, params),
         )
     ]
-    if config.clip_norm > 0:
+    if config.clip_norm is not None:
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.head_only:
         trained = optax.chain(*parts)
@@ -63,7 +72,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         parts = [
             optax.partition({True: trained, False: frozen}, trainable_in_head_only)
         ]
-    if config.ema_decay > 0:
+    if config.ema_decay is not None:
         parts.append(average_params(config.ema_decay))
     tx = optax.chain(*parts)
     if config.accumulate > 1:
@@ -71,7 +80,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return tx
 
 
-def average_params(decay: float) -> optax.GradientTransformation:
+def average_params(decay: Number) -> optax.GradientTransformation:
     """Feeds the updated parameters to `optax.ema`; chain it last."""
     ema = optax.ema(decay, debias=True)
 

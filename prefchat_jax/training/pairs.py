@@ -41,9 +41,14 @@ _TOWERS = ("context", "response")
 _BLOCK = 512  # Pairs that are scored at once.
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["optimizer", "preference", "weight", "length_slope"],
+    meta_fields=["model"],
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairRecipe:
-    """Everything that is fixed when the training on pairs compiles. Hashable.
+    """What the training on pairs does: a pytree of its hyper-parameters.
 
     Attributes:
       model: the shape of the scorer.
@@ -99,7 +104,7 @@ class PairState(NamedTuple):
     step: jax.Array
 
 
-@partial(jax.jit, static_argnames="recipe")
+@jax.jit
 def init_pair_state(recipe: PairRecipe, params: Params) -> PairState:
     """The state before the first batch: `merge` gives `params` themselves."""
     trained = jax.tree.map(jnp.copy, {name: params[name] for name in _TOWERS})
@@ -179,7 +184,7 @@ def pair_losses(
     return values, metrics, judged.state
 
 
-@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+@partial(jax.jit, donate_argnames="state")
 def run_pair_steps(
     recipe: PairRecipe,
     state: PairState,
@@ -237,7 +242,7 @@ def score_pairs(model: ScorerConfig, params: Params, rows: PairRows) -> np.ndarr
     return np.concatenate([np.zeros((0, 2), np.float32), *blocks])
 
 
-@partial(jax.jit, static_argnames="preference")
+@jax.jit
 def losses_as_labelled(
     preference: Preference, scores: jax.Array, rows: PairRows
 ) -> jax.Array:

@@ -5,12 +5,13 @@ describes what the tables here name.
 """
 
 import dataclasses
-import functools
-import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from prefchat_jax import losses
 from prefchat_jax.training.catalogue import hyper_parameters
@@ -49,34 +50,51 @@ NOISE: dict[str, Noise] = {
     "re_po": re_po,
 }
 
+# Made once: a pytree with another one would have another structure, and compile again.
+_RPO_BWD_KL = partial(losses.rpo_margin, distance=losses.rpo_bwd_kl)
+_RPO_FWD_KL = partial(losses.rpo_margin, distance=losses.rpo_fwd_kl)
+_RPO_SQ = partial(losses.rpo_margin, distance=losses.rpo_sq)
 
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["link", "noise_rate", "beta", "hard_ratio", "slack"],
+    meta_fields=[
+        "margins",
+        "group",
+        "noise",
+        "num_negatives",
+        "correct_sampling",
+        "num_sources",
+    ],
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preference:
-    """A preference loss. Hashable: a static argument of jit.
+    """A preference loss, a pytree of its hyper-parameters.
 
     Attributes:
       margins: how far the gold bucket leads.
-      link: the loss of one margin.
+      link: the loss of one margin; its arguments are hyper-parameters, too.
       group: reduces the margins of one example to one loss.
       noise: what to do about wrong labels.
       noise_rate: the rate of wrong labels that `noise` takes or starts from.
       beta: reward scale of the margins.
       num_negatives: negatives of one example.
       hard_ratio: share of hard negatives, the rest is uniform.
-      slack: negatives that lead by more than this do not count.
+      slack: negatives that lead by more than this do not count; None counts all.
       correct_sampling: whether margins make up for the draw of the negatives.
       num_sources: sources whose reliability is learned.
     """
 
     margins: Margins = policy_margins
-    link: losses.Link = losses.logistic
+    link: Partial = Partial(losses.logistic)
     group: losses.Group = losses.pairwise_mean
     noise: Noise = as_labelled
-    noise_rate: float = 0.1
-    beta: float = 1.0
+    noise_rate: ArrayLike = 0.1
+    beta: ArrayLike = 1.0
     num_negatives: int = 1
-    hard_ratio: float = 1.0
-    slack: float = math.inf
+    hard_ratio: ArrayLike = 1.0
+    slack: ArrayLike | None = None
     correct_sampling: bool = False
     num_sources: int = 1
 
@@ -108,31 +126,29 @@ def make_preference(
     parts: dict[str, Any] = {"beta": beta}
     parts |= {"group": GROUPS[group], "noise": NOISE[noise]}
     named = _named(objective, beta, margin)
-    parts |= {"link": load_link(objective)} if named is None else named
+    parts |= {"link": Partial(load_link(objective))} if named is None else named
     return Preference(**parts, **settings)
 
 
-@functools.cache  # One object for one setting, so that equal runs compile once.
 def _named(objective: str, beta: float, margin: float) -> dict[str, Any] | None:
     """What differs from `Preference` for each name of the catalogue."""
-    fix = functools.partial
-    target = fix(losses.target_logistic, gamma=margin)
-    rpo = lambda distance: fix(losses.rpo_margin, distance=distance, target=margin)
+    target = Partial(losses.target_logistic, gamma=margin)
+    rpo = lambda link: {"link": Partial(link, target=margin)}
     return {
         "sigmoid": {},
         "dpo": {},
-        "repo_relu": {"link": fix(losses.relu_margin, gamma=margin)},
+        "repo_relu": {"link": Partial(losses.relu_margin, gamma=margin)},
         # IPO's beta is its target; its margins are not scaled.
-        "ipo": {"link": fix(losses.squared, target=0.5 / beta), "beta": 1.0},
-        "hinge": {"link": fix(losses.relu_margin, gamma=1.0)},
+        "ipo": {"link": Partial(losses.squared, target=0.5 / beta), "beta": 1.0},
+        "hinge": {"link": Partial(losses.relu_margin, gamma=1.0)},
         "orpo": {"margins": odds_margins},
         "simpo": {"link": target},
         "lmpo": {"link": target, "margins": running_margins},
-        "rpo": {"link": rpo(losses.rpo_bwd_kl)},
-        "rpo_fwd_kl": {"link": rpo(losses.rpo_fwd_kl)},
-        "rpo_sq": {"link": rpo(losses.rpo_sq)},
-        "exo": {"link": fix(losses.exo_pair, label_smoothing=1e-3)},
-        "discopop": {"link": fix(losses.log_ratio_modulated, tau=0.05)},
+        "rpo": rpo(_RPO_BWD_KL),
+        "rpo_fwd_kl": rpo(_RPO_FWD_KL),
+        "rpo_sq": rpo(_RPO_SQ),
+        "exo": {"link": Partial(losses.exo_pair, label_smoothing=1e-3)},
+        "discopop": {"link": Partial(losses.log_ratio_modulated, tau=0.05)},
     }.get(objective)
 
 
@@ -179,7 +195,7 @@ def preference_losses(
             correction = negatives.log_inclusion
     margins, state = preference.margins(preference, logits, targets, rejected, state)
     where = None
-    if preference.slack < math.inf:
+    if preference.slack is not None:
         where = losses.plausible_negatives(
             logits, labels, rejected, slack=preference.slack
         )

@@ -1,7 +1,5 @@
 """The recipe of a run: what its flags and its corpus make of it."""
 
-import math
-
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.models.classifier import BucketModel
 from prefchat_jax.training.config import FinetuneConfig
@@ -31,9 +29,9 @@ def make_recipe(
             lr=config.lr,
             schedule=config.lr_schedule,
             weight_decay=config.weight_decay,
-            clip_norm=config.grad_clip_norm,
+            clip_norm=config.grad_clip_norm or None,
             accumulate=config.grad_accum_steps,
-            ema_decay=config.ema_decay,
+            ema_decay=config.ema_decay or None,
             head_only=config.head_only,
         ),
     )
@@ -73,7 +71,6 @@ def _objective(config: FinetuneConfig, corpus: Corpus, progress: Progress) -> Ob
             f"--pref_group_size {config.pref_group_size} cut to {group_size}: there "
             f"are {num_buckets} buckets"
         )
-    slack = config.false_negative_margin
     preference = make_preference(
         config.pref_objective,
         group=config.pref_group_estimator,
@@ -83,13 +80,13 @@ def _objective(config: FinetuneConfig, corpus: Corpus, progress: Progress) -> Ob
         noise_rate=config.pref_noise_rate or 0.1,
         num_negatives=group_size,
         hard_ratio=config.hard_negative_ratio,
-        slack=math.inf if slack is None else slack,
+        slack=config.false_negative_margin,
         correct_sampling=config.sampling_correction,
         num_sources=len(corpus.sources),
     )
     return Objective(
         label_smoothing=config.label_smoothing,
-        weight=config.pref_weight,
+        weight=config.pref_weight or None,
         preference=preference,
     )
 

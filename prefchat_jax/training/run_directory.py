@@ -208,7 +208,11 @@ def start_run(config: FinetuneConfig) -> RunDirectory:
     if not read or config.data or config.data_manifest:
         read += corpus_paths(config.data, config.data_manifest)
     manifest = [config.data_manifest] if config.data_manifest else []
-    check_outputs({"meta": config.meta}, reads=[*read, *manifest], run=run.path)
+    check_outputs(
+        {"meta": config.meta},
+        reads=[*read, *manifest, *([config.val] if config.val else [])],
+        run=run.path,
+    )
     if run.path.is_dir():
         with run.alone():
             pass

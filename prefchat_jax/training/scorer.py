@@ -25,9 +25,14 @@ from prefchat_jax.training.loop import CHUNK, Progress, check_finite
 from prefchat_jax.training.optimizers import OptimizerConfig, make_optimizer
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["optimizer"],
+    meta_fields=["model", "group", "link"],
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScorerRecipe:
-    """Everything that is fixed when the training of a scorer compiles. Hashable.
+    """What the training of a scorer does: a pytree of its hyper-parameters.
 
     Attributes:
       model: the shape of the scorer.
@@ -66,7 +71,7 @@ class ScorerState(NamedTuple):
     step: jax.Array
 
 
-@partial(jax.jit, static_argnames="recipe")
+@jax.jit
 def init_scorer_state(recipe: ScorerRecipe, params: Params) -> ScorerState:
     """Starts from a copy of `params`: the steps donate their state."""
     params = jax.tree.map(jnp.copy, params)
@@ -125,7 +130,7 @@ def _wrong(numbers, candidates, where):
     return wrong & where[:, None] & jnp.concatenate([where, extra])[None, :]
 
 
-@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+@partial(jax.jit, donate_argnames="state")
 def run_scorer_steps(
     recipe: ScorerRecipe,
     state: ScorerState,

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from prefchat_jax.datasets.labels import Label
+from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import (
     BucketModel,
     ModelConfig,
     Params,
     init_params,
 )
+from prefchat_jax.models.frozen import freeze, frozen_vectors
+from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, bucket_names
@@ -21,7 +25,7 @@ from prefchat_jax.training.loop import Progress
 from prefchat_jax.training.parts import Part, count_parts
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.scorer_run import ScorerStart
-from prefchat_jax.training.steps import Recipe
+from prefchat_jax.training.steps import Recipe, Rows, predict
 from prefchat_jax.training.warm_start import Report, grow
 
 
@@ -97,9 +101,63 @@ def initial_params(
     return grow(source.params, params, theirs, names, model.growing_axes)
 
 
+def with_reference(
+    config: FinetuneConfig,
+    recipe: Recipe,
+    params: Params,
+    train: Rows,
+    progress: Progress,
+) -> Rows:
+    """The rows with the logits of the frozen start, if the objective wants them.
+
+    On the buckets of --weights these are its own, on others near 0.
+    """
+    row = catalogue.OBJECTIVES.get(config.pref_objective, catalogue.USERS)
+    if not row.reference or config.pref_weight == 0:
+        return train
+    if not config.weights:
+        progress.notice(
+            f"--pref_objective {config.pref_objective} without --weights: the "
+            "reference policy is uniform"
+        )
+        return train
+    logits = predict(recipe.model, params, train.ids, train.weights)
+    return train._replace(ref_logits=logits)
+
+
+def frozen_recipe(config: FinetuneConfig, recipe: Recipe) -> Recipe:
+    """With --frozen_features: the recipe of the head alone; else as it is.
+
+    Raises:
+      UserError: the model of --weights has no encoder to freeze.
+    """
+    if not config.frozen_features:
+        return recipe
+    if not isinstance(recipe.model, ModelConfig):
+        raise UserError(
+            f"--frozen_features: the model of --weights {config.weights} is all head: "
+            "it has no encoder to freeze."
+        )
+    return dataclasses.replace(recipe, model=freeze(recipe.model))
+
+
+def frozen_rows(
+    config: FinetuneConfig, recipe: Recipe, params: Params, rows: Rows
+) -> Rows:
+    """With --frozen_features: rows of vectors, for the head alone; else as they are."""
+    model = recipe.model
+    if not config.frozen_features or not isinstance(model, ModelConfig):
+        return rows
+    return rows._replace(
+        ids=np.zeros((len(rows.ids), 0), np.int32),
+        weights=frozen_vectors(model, params, rows.ids, rows.weights),
+    )
+
+
 def _clustering(settings: dict[str, Any], fingerprint: str) -> str:
     """What a clustering depends on: the same again finds the same clusters."""
-    count, seed = settings["num_buckets"], settings["seed"]
+    count, seed = settings["num_buckets"], settings.get("data_seed")
+    seed = settings["seed"] if seed is None else seed
     return f"{count} of data {fingerprint[:12]}, seed {seed}"
 
 

@@ -31,9 +31,19 @@ from prefchat_jax.training.targets import PreferenceState, Targets
 EVAL_BATCH = 1024
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["objective", "optimizer"],
+    meta_fields=["model"],
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that is fixed when a run compiles. Hashable."""
+    """What a run does with its rows: a pytree of its hyper-parameters.
+
+    Recipes of one tree structure share one compiled program, and batched ones train
+    under `vmap`. All that is no hyper-parameter, and which of those that may be None
+    are, is structure.
+    """
 
     model: BucketModel
     objective: Objective
@@ -67,7 +77,7 @@ class TrainState(NamedTuple):
     micro_step: jax.Array
 
 
-@partial(jax.jit, static_argnames="recipe")
+@jax.jit
 def init_state(recipe: Recipe, params: Params) -> TrainState:
     """Starts from a copy of `params`: the steps donate their state."""
     params = jax.tree.map(jnp.copy, params)
@@ -76,7 +86,7 @@ def init_state(recipe: Recipe, params: Params) -> TrainState:
     return TrainState(params, opt_state, preference, jnp.zeros((), jnp.int32))
 
 
-@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+@partial(jax.jit, donate_argnames="state")
 def run_steps(
     recipe: Recipe,
     state: TrainState,
@@ -183,17 +193,22 @@ def _in_batches(
     function: Callable[..., jax.Array], ids: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """`function` of all rows as NumPy, a batch at a time."""
-    starts = range(0, len(ids), EVAL_BATCH)
-    parts = [function(*_padded(ids, weights, start, len(ids))) for start in starts]
+    parts = [function(*batch) for batch in eval_batches(ids, weights)]
     return np.concatenate(parts)[: len(ids)]
 
 
-def _padded(ids, weights, start, total):
-    """One batch, padded to a power of two so that few shapes are compiled."""
-    rows = slice(start, start + EVAL_BATCH)
-    missing = min(EVAL_BATCH, 1 << (total - 1).bit_length()) - len(ids[rows])
-    pad = lambda x: np.pad(x[rows], ((0, max(missing, 0)), (0, 0)))
-    return pad(ids), pad(weights)
+def eval_batches(
+    ids: np.ndarray, weights: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Bags `[n, features]` in batches, padded to a power of two: few shapes compile."""
+    size = min(EVAL_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
+    starts = range(0, len(ids), size)
+
+    def batch(x, start):
+        rows = x[start : start + size]
+        return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+
+    return [(batch(ids, start), batch(weights, start)) for start in starts]
 
 
 @partial(jax.jit, static_argnames="config")
