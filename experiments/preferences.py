@@ -72,7 +72,7 @@ from prefchat_jax.evaluation.retrieval import blocks, one_of_100
 from prefchat_jax.finetune import Silent
 from prefchat_jax.inference import Inference
 from prefchat_jax.models.classifier import Params
-from prefchat_jax.models.scorer import ScorerConfig, init_scorer
+from prefchat_jax.models.scorer import ScorerConfig, init_scorer, with_values
 from prefchat_jax.text.dialogue import Example, Turn
 from prefchat_jax.text.features import FeatureConfig, Featurizer
 from prefchat_jax.training.config import FinetuneConfig
@@ -155,7 +155,7 @@ def first_stage(
     fresh = init_scorer(shape, jax.random.fold_in(jax.random.key(config.seed), 2))
     scored = scorer_rows(config, featurizer, featurizer(contexts), rows)
     params = train_scorer(config, ScorerStart(shape, fresh, scored), Silent())
-    return featurizer, shape, params
+    return featurizer, *with_values(shape, params)
 
 
 def tune(fold: Fold, settings: dict[str, Any]) -> tuple[Params, dict[str, float]]:
@@ -199,6 +199,7 @@ def run(
     pairs = read_pairs([data]).pairs
     named: dict[str, dict | None] = {START: None} | variants(objectives, flip)
     found = {name: np.zeros(len(pairs)) for name in named}
+    before = found[START]  # Filled first, of each fold.
     first = {name: [] for name in named}
     trust: dict[str, list[dict[str, float]]] = {name: [] for name in named}
     for fold in make_folds(pairs, flip):
@@ -218,6 +219,7 @@ def run(
         }
         row = {"variant": name, "flip": flip, "reliability": means}
         row["first_of_100"] = float(np.mean(np.concatenate(first[name])))
+        row["rewards"] = measure_preferences(found[name] - before, *sides)
         rows.append(row | measure_preferences(found[name], *sides))
         print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -232,9 +234,16 @@ def shown(rows: list[dict[str, Any]]) -> list[list[str]]:
         [
             row["variant"],
             "" if row["flip"] is None else f"{row['flip']:g}",
+            *(
+                ["", "", ""]
+                if row["variant"] == START
+                else [
+                    interval(row["rewards"], "accuracy"),
+                    interval(row["rewards"], "matched_accuracy"),
+                    f"{row['rewards']['length_correlation']:+.2f}",
+                ]
+            ),
             interval(row, "accuracy"),
-            interval(row, "matched_accuracy"),
-            f"{row['length_correlation']:+.2f}",
             f"{row['first_of_100']:.3f}",
             ", ".join(f"{k} {v:.2f}" for k, v in row["reliability"].items()),
         ]
@@ -249,8 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--flips", nargs="+", type=float, default=[None])
     args = parser.parse_args(argv)
     rows = [row for flip in args.flips for row in run(args.data, args.objectives, flip)]
-    columns = ["variant", "wrong labels", "accuracy", "on matched pairs"]
-    columns += ["length corr.", "first of 100", "trusted"]
+    columns = ["variant", "wrong labels", "rewards", "on matched pairs", "length corr."]
+    columns += ["scores", "first of 100", "trusted"]
     title = (
         f"{pathlib.Path(args.data).name}, {rows[0]['pairs']:,} pairs, "
         f"{rows[0]['matched_pairs']:,} matched; the longer reply is right in "

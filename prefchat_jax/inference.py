@@ -115,11 +115,15 @@ class Inference:
         return _in_blocks(logits, len(bags.ids), self.num_buckets)
 
     def encode_contexts(self, bags: Bags) -> np.ndarray:
-        """Unit vectors, float32 `[n, width]`, of contexts that want a response."""
+        """Vectors, float32 `[n, d]`, of contexts that want a response.
+
+        Their products with those of responses are cosines, and what a scorer that was
+        tuned on preferences adds for the response alone.
+        """
         return self._encode("context", bags)
 
     def encode_responses(self, bags: Bags) -> np.ndarray:
-        """Unit vectors, float32 `[n, width]`, of responses; empty text has one, too."""
+        """Vectors, float32 `[n, d]`, of responses; empty text has one, too."""
         return self._encode("response", bags)
 
     @property
@@ -130,14 +134,22 @@ class Inference:
 
     def _encode(self, tower: str, bags: Bags) -> np.ndarray:
         table, layers = self._scorer["table"], self._scorer[tower]
+        worth = self._scorer.get("worth")
 
         def vectors(rows: slice) -> np.ndarray:
             learned = self.featurizer.scorer_embedded(_take(bags, rows))
             x = rms_norm(embed(table, learned))
             x = x + linear(layers["down"], silu(linear(layers["up"], x)))
-            return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+            x = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+            if worth is None:
+                return x
+            last = np.ones(len(x), np.float32)
+            if tower == "response":
+                last = np.einsum("nf,nf->n", learned.weights, worth[learned.ids])
+            return np.concatenate([x, last[:, None]], axis=1)
 
-        return _in_blocks(vectors, len(bags.ids), table.shape[1])
+        width = table.shape[1] + (worth is not None)
+        return _in_blocks(vectors, len(bags.ids), width)
 
 
 def encode(params: _Tree, bags: Bags) -> np.ndarray:

@@ -29,6 +29,7 @@ from prefchat_jax.finetune import Silent, metadata
 from prefchat_jax.indexing import finish_store
 from prefchat_jax.inference import Inference
 from prefchat_jax.models.classifier import Params
+from prefchat_jax.models.scorer import with_values
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.checkpoints import Checkpoints, load_model, load_scorer
 from prefchat_jax.training.config import FinetuneConfig
@@ -83,6 +84,7 @@ def tune_preferences(config: FinetuneConfig, progress: Progress = Silent()) -> T
             f"--preferences: {config.weights} has no response scorer: train it anew, "
             "on rows with two or more different replies and without --scorer_epochs 0."
         )
+    shape, params = with_values(*scorer)
     old = Inference.load(source)
     check_store(source.store, fingerprint=old.fingerprint, inference=old)
     corpus = load_pairs(config, old.featurizer, compared.pairs)
@@ -94,7 +96,8 @@ def tune_preferences(config: FinetuneConfig, progress: Progress = Silent()) -> T
         log = MetricsLog(run, [])
         fit = tune_scorer(
             config,
-            *scorer,
+            shape,
+            params,
             corpus,
             progress,
             lambda row: log.write({"summary": True} | row),
@@ -102,6 +105,7 @@ def tune_preferences(config: FinetuneConfig, progress: Progress = Silent()) -> T
         reliability = _reliability(fit, corpus)
         description = source.config() | {
             "version": prefchat_jax.__version__,
+            "scorer": dataclasses.asdict(shape),
             "preferences": _description(config, compared, corpus, fit, old.fingerprint)
             | {"reliability": reliability, "calibration_rows": len(rows)},
         }

@@ -10,7 +10,7 @@ import pytest
 from prefchat_jax import losses
 from prefchat_jax.datasets.preferences import PreferencePair
 from prefchat_jax.finetune import Silent
-from prefchat_jax.models.scorer import ScorerConfig, encode, init_scorer
+from prefchat_jax.models.scorer import ScorerConfig, encode, init_scorer, with_values
 from prefchat_jax.text.dialogue import Turn
 from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer
 from prefchat_jax.training.config import FinetuneConfig
@@ -20,14 +20,13 @@ from prefchat_jax.training.pairs import (
     PairRows,
     init_pair_state,
     losses_as_labelled,
-    merge,
     pair_losses,
     score_pairs,
 )
 from prefchat_jax.training.pairs_run import load_pairs, tune_scorer
 from prefchat_jax.training.preference import init_preference_state, make_preference
 
-MODEL = ScorerConfig(vocabulary=64, width=8, hidden=6)
+MODEL = ScorerConfig(vocabulary=64, width=8, hidden=6, valued=True)
 
 
 @pytest.fixture
@@ -82,11 +81,14 @@ def test_the_loss_is_that_of_the_papers_beside_that_of_finding(scorer, rng):
     recipe = _recipe("dpo", beta=3.0, weight=0.7, length_slope=0.9)
     values, metrics, _ = _loss(recipe, scorer, rows)
 
+    plain = dataclasses.replace(MODEL, valued=False)
+    towers = {name: x for name, x in scorer.items() if name != "worth"}
     vectors = lambda tower, bags: np.asarray(
-        encode(MODEL, scorer, tower, *bags), np.float64
+        encode(plain, towers, tower, *bags), np.float64
     )
     x, y = vectors("context", rows.contexts), vectors("response", rows.responses)
-    cosines = x @ y.T
+    worth = np.asarray(scorer["worth"], np.float64)[rows.responses.ids]
+    cosines = x @ y.T + (worth * rows.responses.weights).sum(axis=1)
     own = np.take_along_axis(cosines, rows.replies, axis=1)
     longer = np.diff(rows.log_lengths[rows.replies].astype(np.float64))[:, 0]
     d = (own - reference) @ [1, -1] - 0.9 / 3.0 * longer
@@ -109,17 +111,20 @@ def test_gradients_are_those_of_finite_differences(objective, scorer, rng):
     start = init_pair_state(recipe, scorer).trained
     nudge = lambda x: x + 0.1 * jnp.asarray(rng.normal(size=x.shape), jnp.float32)
     trained = jax.tree.map(nudge, start)
-    total = lambda t: jnp.mean(_loss(recipe, merge(scorer, t), rows)[0])
+    total = lambda t: jnp.mean(_loss(recipe, scorer | t, rows)[0])
     gradient = jax.grad(total)(trained)
-    for name in ("worth", "direction"):
-        towards = jnp.asarray(rng.normal(size=trained[name].shape), jnp.float32)
-        moved = [
-            total(trained | {name: trained[name] + step * towards})
-            for step in (1e-2, -1e-2)
-        ]
+    for name in ("worth", "context", "response"):
+        draw = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+        towards = jax.tree.map(draw, trained[name])
+        shifted = lambda step, name=name, towards=towards: (
+            trained
+            | {name: jax.tree.map(lambda x, t: x + step * t, trained[name], towards)}
+        )
+        moved = [total(shifted(step)) for step in (1e-2, -1e-2)]
         slope = (moved[0] - moved[1]) / 2e-2
+        along = jax.tree.map(jnp.vdot, gradient[name], towards)
         np.testing.assert_allclose(
-            gradient[name] @ towards, slope, rtol=0.02, atol=2e-4
+            sum(jax.tree.leaves(along)), slope, rtol=0.02, atol=2e-4
         )
 
 
@@ -129,7 +134,7 @@ def test_training_starts_from_the_reference(scorer, rng):
     scores = score_pairs(MODEL, scorer, rows)
     rows = rows._replace(ref_scores=scores)
     recipe = _recipe("dpo")
-    started = merge(scorer, init_pair_state(recipe, scorer).trained)
+    started = scorer | init_pair_state(recipe, scorer).trained
     assert all(map(np.array_equal, jax.tree.leaves(started), jax.tree.leaves(scorer)))
     _, metrics, _ = _loss(recipe, started, rows)
     np.testing.assert_allclose(metrics["loss/pref"], np.log(2), rtol=1e-6)
@@ -138,6 +143,31 @@ def test_training_starts_from_the_reference(scorer, rng):
     rows = jax.tree.map(jnp.asarray, rows)
     found = losses_as_labelled(recipe.preference, scores, rows)
     np.testing.assert_allclose(found, np.log(2), rtol=1e-6)
+
+
+def test_a_value_is_added_to_the_cosine(scorer, rng):
+    """With a value of 0 a scorer says what it said without; NumPy says it, too."""
+    rows, plain = _rows(rng), dataclasses.replace(MODEL, valued=False)
+    before = {name: x for name, x in scorer.items() if name != "worth"}
+    sides = {"context": rows.contexts, "response": rows.responses}
+    cosines, silent, valued = (
+        np.matmul(*_both(model, params, sides))
+        for model, params in (
+            (plain, before),
+            with_values(plain, before),
+            (MODEL, scorer),
+        )
+    )
+    np.testing.assert_allclose(silent, cosines, atol=1e-6)
+    worth = np.asarray(scorer["worth"])[rows.responses.ids]
+    values = np.sum(worth * rows.responses.weights, axis=1)
+    np.testing.assert_allclose(valued - cosines, np.tile(values, (5, 1)), atol=1e-6)
+    assert with_values(MODEL, scorer) == (MODEL, scorer)
+
+
+def _both(model, params, sides):
+    x, y = (np.asarray(encode(model, params, tower, *sides[tower])) for tower in sides)
+    return x, y.T
 
 
 def test_empty_places_of_a_batch_count_for_nothing(scorer, rng):
@@ -197,9 +227,12 @@ def featurizer():
 
 def _tune(featurizer, pairs, **changes):
     config = FinetuneConfig(
-        output="b", weights="a", preferences="p", **({"epochs": 6} | changes)
+        output="b",
+        weights="a",
+        preferences="p",
+        **({"epochs": 6, "scorer_lr": 0.1} | changes),
     )
-    shape = ScorerConfig(vocabulary=featurizer.num_scorer_rows, width=32, hidden=16)
+    shape = _shape(featurizer)
     params = init_scorer(shape, jax.random.key(0))
     corpus = load_pairs(config, featurizer, pairs)
     return tune_scorer(config, shape, params, corpus, Silent()), corpus
@@ -211,7 +244,8 @@ def test_planted_preferences_are_learnt(featurizer):
     assert fit.start_accuracy < 0.7
     best = fit.history[fit.best_epoch - 1]
     assert best["eval_accuracy"] > 0.97 and best["eval_margin"] > 0
-    assert best["eval_accuracy"] == max(row["eval_accuracy"] for row in fit.history)
+    rewards = [row["eval_reward_accuracy"] for row in fit.history]
+    assert best["eval_reward_accuracy"] == max(rewards)
     assert {"rewards/chosen", "rewards/rejected", "loss/pref"} <= best.keys()
     swapped = [p._replace(chosen=p.rejected, rejected=p.chosen) for p in _pairs(300)]
     other, _ = _tune(featurizer, swapped, val_split=0.3)
@@ -220,7 +254,9 @@ def test_planted_preferences_are_learnt(featurizer):
 
 
 def _shape(featurizer):
-    return ScorerConfig(vocabulary=featurizer.num_scorer_rows, width=32, hidden=16)
+    return ScorerConfig(
+        vocabulary=featurizer.num_scorer_rows, width=32, hidden=16, valued=True
+    )
 
 
 def test_re_po_finds_the_careless_annotator(featurizer):

@@ -52,7 +52,7 @@ def evidence(pool: Pool, query: Query, stored: int) -> Terms:
       stored: number of stored entries.
     """
     words = pool.words / (pool.words + np.float32(1.25 * np.log(stored + 2)))
-    scorer = np.float32(query.known) * np.maximum(pool.scorer, 0)
+    scorer = np.float32(query.known) * np.clip(pool.scorer, 0, 1)
     text = words + pool.question + pool.response + scorer
     return {
         "words": words,

@@ -47,7 +47,7 @@ class Pool(NamedTuple):
       words: float32 `[n]` BM25 scores.
       question: float32 `[n]` cosine of the query and the stored question.
       response: float32 `[n]` cosine of the query and the response.
-      scorer: float32 `[n]` cosine by the response scorer; 0 without one.
+      scorer: float32 `[n]` of the response scorer, cosine and value; 0 without one.
       repeat: float32 `[n]` the largest cosine of the response and a recent reply.
       signals: float32 `[n, styles]` how well each suits the built-in styles.
       response_bags: features of the responses.

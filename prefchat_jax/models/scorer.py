@@ -1,8 +1,10 @@
 """The response scorer: two towers over one embedding table.
 
-`score(context, response) = exp(log_scale) * cosine(context, response)`. The table is
-shared and random: before any training the cosine of two bags approximates the
-overlap of their features (a random projection), and training goes on from there.
+`score(context, response) = exp(log_scale) * (cosine(context, response) + value)`. The
+value of a response, whatever was asked, is a sum over its features; a scorer that was
+not tuned on preferences has none. The table is shared and random: before any training
+the cosine of two bags approximates the overlap of their features (a random
+projection), and training goes on from there.
 """
 
 import dataclasses
@@ -24,12 +26,26 @@ _FIRST_SCALE = 20.0  # Cosines lie in [-1, 1]: unscaled they separate little.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScorerConfig:
-    """The shape of a scorer. Hashable: a static argument of jit."""
+    """The shape of a scorer. Hashable: a static argument of jit.
+
+    Attributes:
+      vocabulary: number of embeddings.
+      width: of the towers.
+      hidden: hidden units of the towers.
+      feature_dropout: share of the features that a training step ignores.
+      valued: whether responses have a value of their own.
+    """
 
     vocabulary: int
     width: int = 64
     hidden: int = 128
     feature_dropout: float = 0.5
+    valued: bool = False
+
+    @property
+    def vector_size(self) -> int:
+        """Numbers of an encoded text: with values one more than `width`."""
+        return self.width + self.valued
 
 
 class Tower(nnx.Module):
@@ -61,6 +77,7 @@ class ResponseScorer(nnx.Module):
         self.context = Tower(config.width, config.hidden, rngs=rngs)
         self.response = Tower(config.width, config.hidden, rngs=rngs)
         self.log_scale = nnx.Param(jnp.log(_FIRST_SCALE))
+        self.worth = nnx.Param(jnp.zeros(config.vocabulary)) if config.valued else None
 
     def __call__(
         self,
@@ -70,11 +87,19 @@ class ResponseScorer(nnx.Module):
         *,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Encodes bags `[batch, features]` to `[batch, width]`; drops with a key."""
+        """Encodes bags `[batch, features]` to vectors; drops with a key."""
         if key is not None and self.feature_dropout > 0:
             ids, weights = sample_features(key, ids, weights, self.feature_dropout)
         x = jnp.einsum("bf,bfw->bw", weights, self.table[...][ids])
-        return (self.context if tower == "context" else self.response)(x)
+        x = (self.context if tower == "context" else self.response)(x)
+        if self.worth is None:
+            return x
+        if tower == "context":
+            last = jnp.ones(len(x))
+        else:
+            last = jnp.sum(weights * self.worth[...][ids], axis=-1)
+        # One product of two vectors then has the cosine and the value.
+        return jnp.concatenate([x, last[:, None]], axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -82,6 +107,14 @@ def init_scorer(config: ScorerConfig, key: jax.Array) -> Params:
     """Draws initial parameters as a plain nested dict of arrays."""
     model = ResponseScorer(config, rngs=nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.split(model)[1])
+
+
+def with_values(config: ScorerConfig, params: Params) -> tuple[ScorerConfig, Params]:
+    """The scorer with a value for responses, which is 0: it scores as before."""
+    if config.valued:
+        return config, params
+    valued = dataclasses.replace(config, valued=True)
+    return valued, params | {"worth": jnp.zeros(config.vocabulary)}
 
 
 def encode(
@@ -93,7 +126,10 @@ def encode(
     *,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Unit vectors `[batch, width]` of feature bags `[batch, features]`.
+    """Vectors `[batch, vector_size]` of feature bags `[batch, features]`.
+
+    The first `width` numbers are a unit vector. With values, the last one is 1 for a
+    context and the value for a response.
 
     Args:
       config: the shape of the scorer.
@@ -107,7 +143,7 @@ def encode(
 
 
 def pair_scores(params: Params, contexts: jax.Array, responses: jax.Array) -> jax.Array:
-    """Scores `[n, m]` of unit vectors `[n, width]` and `[m, width]`, all pairs."""
+    """Scores `[n, m]` of all pairs of encoded contexts and responses, `[.., d]`."""
     return jnp.exp(params["log_scale"]) * (contexts @ responses.T)
 
 

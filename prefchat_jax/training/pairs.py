@@ -1,17 +1,15 @@
 """Training of the response scorer on pairs: which of two replies was preferred.
 
-The policy is the softmax of the scores of the two replies: cosines, as chat reads them.
-The chosen reply is its label, the rejected one the negative, and the scorer as it was
-before is the reference. So every objective and noise model of `preference.py` that
-trains buckets trains replies, too. The loss with which the scorer learned to find the
-chosen replies among others stays beside it: else what is preferred anywhere would be
-found everywhere.
+The policy is the softmax of the scores of the two replies: cosine and value, as chat
+reads them. The chosen reply is its label, the rejected one the negative, and the scorer
+as it was before is the reference. So every objective and noise model of
+`preference.py` that trains buckets trains replies, too. The loss with which the scorer
+learned to find the chosen replies among others stays beside it: else what is preferred
+anywhere would be found everywhere.
 
-The towers train, and of the table of embeddings one number a feature: how much better
-it makes a reply, whatever was asked. That is an update of rank one (as in LoRA,
-https://arxiv.org/abs/2106.09685) along a direction that is learned, too, and that every
-context moves in. A few thousand pairs say little of forty thousand features: a table
-that trains whole learns them by heart.
+The towers train, and the value of a reply: one number a feature, how much better it
+makes a reply, whatever was asked. The table of embeddings stays: a few thousand pairs
+say little of forty thousand features, and it would learn them by heart.
 """
 
 import dataclasses
@@ -37,7 +35,7 @@ from prefchat_jax.training.preference import (
 from prefchat_jax.training.scorer import batch_losses
 from prefchat_jax.training.targets import PreferenceState, Targets
 
-_TOWERS = ("context", "response")
+_TRAINED = ("context", "response", "worth")
 _BLOCK = 512  # Pairs that are scored at once.
 
 
@@ -106,28 +104,14 @@ class PairState(NamedTuple):
 
 @jax.jit
 def init_pair_state(recipe: PairRecipe, params: Params) -> PairState:
-    """The state before the first batch: `merge` gives `params` themselves."""
-    trained = jax.tree.map(jnp.copy, {name: params[name] for name in _TOWERS})
-    vocabulary, width = params["table"].shape
-    trained |= {"worth": jnp.zeros(vocabulary), "direction": jnp.zeros(width)}
+    """The state before the first batch, of a scorer with values."""
+    trained = jax.tree.map(jnp.copy, {name: params[name] for name in _TRAINED})
     return PairState(
         trained,
         _optimizer(recipe).init(trained),
         init_preference_state(recipe.preference),
         jnp.zeros((), jnp.int32),
     )
-
-
-@jax.jit
-def merge(params: Params, trained: Params) -> Params:
-    """The parameters of a scorer, of where it started and what `PairState` has."""
-    direction, context = trained["direction"], trained["context"]
-    down = context["down"] | {"bias": context["down"]["bias"] + direction}
-    return params | {
-        "table": params["table"] + jnp.outer(trained["worth"], direction),
-        "context": context | {"down": down},
-        "response": trained["response"],
-    }
 
 
 def pair_losses(
@@ -210,7 +194,7 @@ def run_pair_steps(
 
     def loss_fn(trained, preference, batch, key):
         values, metrics, preference = pair_losses(
-            recipe, merge(params, trained), rows, batch, preference, key=key
+            recipe, params | trained, rows, batch, preference, key=key
         )
         used = batch >= 0
         count = jnp.maximum(jnp.sum(used), 1)

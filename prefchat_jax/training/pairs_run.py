@@ -30,16 +30,14 @@ from prefchat_jax.training.pairs import (
     PairRows,
     init_pair_state,
     losses_as_labelled,
-    merge,
     run_pair_steps,
     score_pairs,
 )
 from prefchat_jax.training.preference import make_preference
 from prefchat_jax.training.scorer_run import scorer_bags
 
-_EPOCHS = 20
+_EPOCHS = 10
 _BATCH = 64
-_RATE = 10.0  # A step of NovoGrad is that much shorter than one of Adam, or more.
 
 
 class PairCorpus(NamedTuple):
@@ -67,7 +65,7 @@ class PairFit(NamedTuple):
     Attributes:
       params: of the scorer after the best epoch.
       history: the metrics of every epoch.
-      best_epoch: the one with the highest validation accuracy, from 1.
+      best_epoch: the one whose rewards have the highest validation accuracy, from 1.
       start_accuracy: how often the chosen reply scored higher before, on validation
         pairs; NaN without any.
     """
@@ -187,7 +185,8 @@ def tune_scorer(
         )
     state = init_pair_state(recipe, params)
     train, val = jax.tree.map(jnp.asarray, (train, val))
-    start_accuracy = _validate(recipe, params, val).get("eval_accuracy", np.nan)
+    before = score_pairs(shape, params, val)
+    start = _validate(recipe, before, before, val)
     key = jax.random.key(config.seed)
     run_chunk = lambda state, plan: run_pair_steps(
         recipe, state, params, train, plan.rows, key
@@ -202,12 +201,14 @@ def tune_scorer(
         state, row = train_epoch(
             run_chunk, state, plan, epoch, on_chunk, "lower --scorer_lr"
         )
-        tuned = merge(params, state.trained)
-        history.append(row | _validate(recipe, tuned, val) | _trust(recipe, state))
+        tuned = params | state.trained
+        row |= _validate(recipe, score_pairs(shape, tuned, val), before, val)
+        history.append(row | _trust(recipe, state))
         log(history[-1])
         progress.epoch(history[-1])
         if _best(history) == epoch:
             best = jax.device_get(tuned)
+    start_accuracy = start.get("eval_accuracy", np.nan)
     return PairFit(best, history, _best(history), start_accuracy)
 
 
@@ -221,7 +222,7 @@ def make_pair_recipe(
     return PairRecipe(
         model=shape,
         optimizer=OptimizerConfig(
-            num_steps=steps, warmup_steps=steps // 20, lr=_RATE * config.scorer_lr
+            num_steps=steps, warmup_steps=steps // 20, lr=config.scorer_lr
         ),
         preference=make_preference(
             config.pref_objective,
@@ -252,15 +253,17 @@ def _batch_size(config: FinetuneConfig, rows: int) -> int:
 
 
 def _best(history: list[Metrics]) -> int:
-    """The epoch with the most validation pairs in the right order, from 1.
+    """The epoch that learned most of what the validation pairs prefer, from 1.
 
-    Of equal ones that with the lowest loss; without validation pairs the last. The
-    loss alone would choose the first ones: it soon rises with the size of the margins,
-    while their signs still become better.
+    That is the accuracy of the rewards, of what tuning added to the scores: the scores
+    themselves are of little help, since the first stage may have learned by heart which
+    of the two replies was given. Of equal ones it is the epoch with the lowest loss,
+    which alone would choose the first ones: it soon rises with the size of the margins,
+    while their signs still become better. Without validation pairs it is the last.
     """
-    if "eval_accuracy" not in history[-1]:
+    if "eval_reward_accuracy" not in history[-1]:
         return len(history)
-    place = lambda i: (-history[i]["eval_accuracy"], history[i]["eval_loss"])
+    place = lambda i: (-history[i]["eval_reward_accuracy"], history[i]["eval_loss"])
     return 1 + min(range(len(history)), key=place)
 
 
@@ -269,17 +272,25 @@ def _is_over(history: list[Metrics], epochs: int, patience: int) -> bool:
     return len(history) >= epochs or stale >= patience > 0
 
 
-def _validate(recipe: PairRecipe, params: Params, val: PairRows) -> Metrics:
-    """Mean loss as labelled, and how often the chosen reply scores higher."""
+def _validate(
+    recipe: PairRecipe, scores: np.ndarray, before: np.ndarray, val: PairRows
+) -> Metrics:
+    """How scores `[n, 2]` order the validation pairs, and what tuning added to them."""
     if not len(val.replies):
         return {}
-    scores = score_pairs(recipe.model, params, val)
     margins = scores[:, 0] - scores[:, 1]
+    rewards = margins - (before[:, 0] - before[:, 1])
     return {
         "eval_loss": float(losses_as_labelled(recipe.preference, scores, val).mean()),
-        "eval_accuracy": float((np.sign(margins) / 2 + 0.5).mean()),
+        "eval_accuracy": _above_zero(margins),
+        "eval_reward_accuracy": _above_zero(rewards),
         "eval_margin": float(margins.mean()),
     }
+
+
+def _above_zero(margins: np.ndarray) -> float:
+    """The share of margins above 0; a tie counts half."""
+    return float((np.sign(margins) / 2 + 0.5).mean())
 
 
 def _trust(recipe: PairRecipe, state) -> Metrics:

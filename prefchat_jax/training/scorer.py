@@ -154,6 +154,8 @@ def run_scorer_steps(
 
     def loss_fn(params, batch, key):
         context_key, response_key = jax.random.split(key)
+        if recipe.model.valued:  # Which responses are good, preferences say.
+            params = params | {"worth": jax.lax.stop_gradient(params["worth"])}
         used, numbers = batch >= 0, rows.numbers[batch]
         candidates = jnp.concatenate([numbers, rows.negatives[batch].ravel()])
         x = encode(
