@@ -68,7 +68,7 @@ def check_outputs(
       run: a run directory, in which nothing else may be written.
 
     Raises:
-      UserError: it names the flag and the path.
+      UserError: it names the flag and the path; also where that lies in another run.
     """
     taken: dict[pathlib.Path, str] = {}
     read = set(map(_real, reads))
@@ -78,6 +78,8 @@ def check_outputs(
         place, given = _real(path), f"--{flag} {os.fspath(path)}"
         if run is not None and _real(run) in place.parents:
             raise UserError(f"{given} lies in the run itself: name another file.")
+        if any(map(_is_run, place.parents)):
+            raise UserError(f"{given} lies in a run directory: name another file.")
         _check_place(given, pathlib.Path(path))
         if place in read:
             raise UserError(f"{given} would replace what is read: name another file.")
@@ -89,6 +91,10 @@ def check_outputs(
 def _is_aside(name: str | None, path: pathlib.Path) -> bool:
     """Whether an error is of the temporary file; of a failed write it names none."""
     return name is None or pathlib.Path(name).name.startswith(f".{path.name}.")
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
 def _real(path: str | os.PathLike) -> pathlib.Path:

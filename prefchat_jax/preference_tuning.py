@@ -28,7 +28,6 @@ from prefchat_jax.evaluation.report import write_tuned_report
 from prefchat_jax.finetune import Silent, metadata
 from prefchat_jax.indexing import finish_store
 from prefchat_jax.inference import Inference
-from prefchat_jax.models.classifier import Params
 from prefchat_jax.models.scorer import with_values
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.checkpoints import Checkpoints, load_model, load_scorer
@@ -93,15 +92,7 @@ def tune_preferences(config: FinetuneConfig, progress: Progress = Silent()) -> T
     with run.alone():
         RunDirectory.create(run.path)  # Another may have finished meanwhile.
         progress.stage("preferences")
-        log = MetricsLog(run, [])
-        fit = tune_scorer(
-            config,
-            shape,
-            params,
-            corpus,
-            progress,
-            lambda row: log.write({"summary": True} | row),
-        )
+        fit = tune_scorer(config, shape, params, corpus, progress)
         reliability = _reliability(fit, corpus)
         description = source.config() | {
             "version": prefchat_jax.__version__,
@@ -109,7 +100,7 @@ def tune_preferences(config: FinetuneConfig, progress: Progress = Silent()) -> T
             "preferences": _description(config, compared, corpus, fit, old.fingerprint)
             | {"reliability": reliability, "calibration_rows": len(rows)},
         }
-        _write(run, source, description, fit.params, old)
+        _write(run, source, description, fit, old)
         if rows:
             with Chat.load(run.path) as chat:
                 description |= measure_chat(chat, rows)
@@ -125,11 +116,14 @@ def _write(
     run: RunDirectory,
     source: RunDirectory,
     description: dict[str, Any],
-    scorer: Params,
+    fit: PairFit,
     old: Inference,
 ) -> None:
     """All files of the new run; the checkpoint, which makes it one, comes last."""
     _, classifier = load_model(source)
+    scorer, log = fit.params, MetricsLog(run, [])
+    for row in fit.history:
+        log.write({"summary": True} | row)
     run.write_json("labels.json", source.buckets())
     run.write_features(old.featurizer)
     run.write_json("config.json", description)

@@ -30,7 +30,7 @@ def test_questions_get_their_answer_also_with_a_typo(chat, question):
     assert best.score == pytest.approx(sum(best.terms.values()), abs=1e-5)
     scores = [candidate.score for candidate in reply.candidates]
     assert scores == sorted(scores, reverse=True)
-    assert "nearest stored question" in reply.why
+    assert "stored for the question" in reply.why
 
 
 @pytest.mark.parametrize(

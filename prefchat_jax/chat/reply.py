@@ -52,12 +52,12 @@ class Reply:
 
     @property
     def why(self) -> str:
-        """One line: the terms behind the choice, and the nearest question."""
+        """One line: the terms behind the choice, and the question it is stored for."""
         if not self.candidates:
             return "nothing is stored"
         best = self.candidates[0]
         parts = [f"{k} {v:+.2f}" for k, v in best.terms.items() if abs(v) >= 0.005]
-        return f"{' '.join(parts)}; nearest stored question: {best.question!r}"
+        return f"{' '.join(parts)}; stored for the question: {best.question!r}"
 
 
 def as_dict(reply: Reply) -> dict[str, Any]:

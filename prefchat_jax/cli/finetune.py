@@ -14,6 +14,7 @@ from prefchat_jax.training.run_directory import start_run
 
 if TYPE_CHECKING:
     from prefchat_jax.calibration import Refused
+    from prefchat_jax.training.loop import Metrics
 
 _FEW = 30  # Validation rows that say little.
 _MOST = 0.5  # Share of refusals that nobody expects.
@@ -47,7 +48,10 @@ def main(argv: Sequence[str]) -> None:
         *_trust(result.run.config().get("reliability", {})),
         *_refused(result.refused),
         f"{result.seconds:.1f} s, saved in {config.output}",
-        f"next: prefchat chat --weights {config.output}",
+        f"next: prefchat chat --weights {config.output}"
+        if any(row.response for row in corpus.train_rows)
+        else f"next: prefchat index --weights {config.output} --data FILE stores "
+        "replies to chat with: no row has one",
     ]
     _say(console, lines)
 
@@ -71,17 +75,26 @@ def _tune(config: FinetuneConfig, console: Console) -> None:
         "validation pairs",
         f"best epoch {tuned.fit.best_epoch} of {len(history)}"
         + (
-            f": validation loss {best['eval_loss']:.4f}, accuracy "
+            ": of the validation pairs the rewards, which tuning added, order "
+            f"{best['eval_reward_accuracy']:.4f}, the scores "
             f"{best['eval_accuracy']:.4f}, before {tuned.fit.start_accuracy:.4f}"
             if "eval_accuracy" in best
             else ""
         ),
+        *_learned(best),
         *_trust(tuned.reliability),
         f"ranking weights and confidence: {measured}",
         f"{tuned.seconds:.1f} s, saved in {config.output}",
         f"next: prefchat chat --weights {config.output}",
     ]
     _say(console, lines)
+
+
+def _learned(best: "Metrics") -> list[str]:
+    """A note where nothing was learned that holds beyond the pairs that trained."""
+    if best.get("eval_reward_accuracy", 1.0) > 0.5:
+        return []
+    return ["note: the rewards are no better than a coin: more pairs, or other flags?"]
 
 
 def _say(console: Console, lines: Sequence[str]) -> None:

@@ -59,6 +59,8 @@ def read_metadata(
     try:
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
+        if not found.keys() & {"labels", "feature_mode", "buckets"}:
+            raise ValueError("it has neither labels, feature_mode nor buckets")
         buckets = _buckets(found.get("labels"), num_buckets)
         mode = None if any_mode else _mode(found.get("feature_mode"))
         replies = _replies(found.get("buckets") or {}, buckets)

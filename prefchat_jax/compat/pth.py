@@ -77,7 +77,10 @@ class _Unpickler(pickle.Unpickler):
     """Reads `data.pkl` of an archive with the callables of a state dict alone."""
 
     def __init__(self, archive: zipfile.ZipFile):
-        (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl")]
+        names = [n for n in archive.namelist() if n.endswith("/data.pkl")]
+        if len(names) != 1:
+            raise zipfile.BadZipFile("Torch writes one pickle; NumPy, say, none.")
+        (name,) = names
         self._archive, self._folder = archive, name.removesuffix("data.pkl")
         self._order = "<"
         if f"{self._folder}byteorder" in archive.namelist():

@@ -89,6 +89,8 @@ def write_tuned_report(
     ]
     if "eval_accuracy" in best:
         rows.append(["chosen reply preferred", f"{best['eval_accuracy']:.4f}"])
+        rewards = f"{best['eval_reward_accuracy']:.4f}"
+        rows.append(["the same by what tuning added", rewards])
         rows.append(["chosen reply preferred, before", f"{before:.4f}"])
     for name, value in told["reliability"].items():
         rows.append([f"reliability of {name}", f"{value:.3f}"])

@@ -95,8 +95,8 @@ class ChatRequest(Struct):
     prefchat: Manner | None = None
 
 
-class FeedbackRequest(Struct):
-    """Which of two replies to a conversation is better."""
+class FeedbackRequest(Struct, forbid_unknown_fields=True):
+    """Which of two replies to a conversation is better, and whose judgement it is."""
 
     messages: list[Message]
     chosen: str

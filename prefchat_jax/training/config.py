@@ -104,7 +104,8 @@ class FinetuneConfig:
     pref_objective: str = "sigmoid"
     """A name that `prefchat losses` explains, or module:function of your own."""
     pref_weight: float = 0.2
-    """Weight of the preference loss; 0 is cross-entropy alone."""
+    """Weight of the preference loss; 0 is cross-entropy alone, and with --preferences
+    the loss of finding the chosen replies among others."""
     pref_beta: float | None = None
     """Reward scale of the margins [by objective]; some have none."""
     pref_margin: float | None = None
@@ -133,13 +134,14 @@ class FinetuneConfig:
     """Epochs over which the preference weight grows from 0."""
 
     epochs: int | None = None
-    """Passes over the training rows [30; fewer where that is over 1,350 steps]."""
+    """Passes over the training rows [30; fewer where that is over 1,350 steps; over
+    --preferences 10]."""
     batch_size: int | None = None
     """Rows of a micro-batch [256; less for a corpus of under 4,096 rows]."""
     grad_accum_steps: int = 1
     """Micro-batches of one optimizer step."""
     lr: float = 6e-3
-    """Peak learning rate."""
+    """Peak learning rate; an import with --train_all wants about 5e-4."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: down to 0, or constant."""
     warmup_steps: int | None = None
@@ -155,7 +157,8 @@ class FinetuneConfig:
     disable_ema_eval: bool = False
     """With --ema_decay: validate and save the raw weights, not the average."""
     early_stop_patience: int = 0
-    """Epochs without a lower validation loss before training stops; 0 never."""
+    """Epochs without a lower validation loss (on --preferences: without rewards that
+    order more validation pairs) before training stops; 0 never."""
     learn_from_responses: bool = True
     """Also train on each sentence of a reply as if it asked for that reply."""
     max_candidates_per_bucket: int = 16

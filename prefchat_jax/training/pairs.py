@@ -5,7 +5,8 @@ reads them. The chosen reply is its label, the rejected one the negative, and th
 as it was before is the reference. So every objective and noise model of
 `preference.py` that trains buckets trains replies, too. The loss with which the scorer
 learned to find the chosen replies among others stays beside it: else what is preferred
-anywhere would be found everywhere.
+anywhere would be found everywhere. (The log-odds of two replies differ as their scores
+do: ORPO is the logistic loss here.)
 
 The towers train, and the value of a reply: one number a feature, how much better it
 makes a reply, whatever was asked. The table of embeddings stays: a few thousand pairs

@@ -1,6 +1,6 @@
 """The tuning of a run's scorer on pairs: its rows, its recipe, its epochs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -152,7 +152,6 @@ def tune_scorer(
     params: Params,
     corpus: PairCorpus,
     progress: Progress,
-    log: Callable[[Metrics], None] = lambda row: None,
 ) -> PairFit:
     """Tunes a scorer on pairs, with itself as the reference.
 
@@ -162,7 +161,6 @@ def tune_scorer(
       params: where it starts.
       corpus: the pairs.
       progress: is told how training goes.
-      log: takes a row of metrics for every epoch.
 
     Raises:
       UserError: a loss is not finite.
@@ -204,7 +202,6 @@ def tune_scorer(
         tuned = params | state.trained
         row |= _validate(recipe, score_pairs(shape, tuned, val), before, val)
         history.append(row | _trust(recipe, state))
-        log(history[-1])
         progress.epoch(history[-1])
         if _best(history) == epoch:
             best = jax.device_get(tuned)
