@@ -219,6 +219,8 @@ BAD_INPUT = {
     "no meta": (["{x}", "--meta", "{tmp}/no.json"], "no.json: No such file"),
     "no JSON": (["{x}", "--meta", "{tmp}/text.pth"], "text.pth is no JSON"),
     "array": (["{x}", "--meta", "{tmp}/array.json"], "it is no JSON object"),
+    "other": (["{x}", "--meta", "{tmp}/other.json"], "it has neither labels, feature"),
+    "numpy": (["{tmp}/arrays.npz"], "arrays.npz is not a file of torch 1.6"),
     "mode": (["{x}", "--feature_mode", "v9"], "use one of legacy, context_v2"),
     "no database": (["{x}", "--from_db", "{tmp}/no.db"], "no.db: there is no such"),
     "no replies": (["{x}", "--data", "{tmp}/asked.jsonl"], "has no row with a reply"),
@@ -235,6 +237,8 @@ def bad(reference_files, tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "text.pth").write_text("weights")
     (folder / "array.json").write_text("[]")
+    (folder / "other.json").write_text('{"head": "large"}')
+    np.savez(folder / "arrays.npz", weight=np.ones(2))
     (folder / "asked.jsonl").write_text('{"user": "hello", "label": 1}\n')
     with zipfile.ZipFile(folder / "code.pth", "w") as archive:
         archive.writestr("model/data.pkl", b"cbuiltins\neval\n(S'1'\ntR.")

@@ -1,5 +1,6 @@
 """`prefchat finetune --preferences`: a run directory, tuned on pairs of replies."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -119,7 +120,8 @@ def test_the_run_is_whole_and_only_its_scorer_is_new(two_replies, tuned, tmp_pat
         after.encode_contexts(bags).shape[1]
         == before.encode_contexts(bags).shape[1] + 1
     )
-    assert load_scorer(new)[0] == load_scorer(old)[0]
+    valued = dataclasses.replace(load_scorer(old)[0], valued=True)
+    assert load_scorer(new)[0] == valued
     config, meta = new.config(), json.loads((new.path.parent / "run.json").read_text())
     same = ("finetune", "labels_given", "data_fingerprint", "weights", "confidence")
     assert all(config[name] == old.config()[name] for name in same)
@@ -305,6 +307,32 @@ def test_what_cannot_be_tuned_is_one_line(run, own_run, pairs_path, tmp_path, ca
             )
         )
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pref_objective": "os:nope"}, {"scorer_lr": 1e38, "epochs": 3}]
+)
+def test_a_tuning_that_fails_leaves_nothing(wrong, run, pairs_path, tmp_path):
+    with pytest.raises(UserError):
+        tune_preferences(_config(run.run.path, pairs_path, tmp_path / "a", **wrong))
+    assert not (tmp_path / "a").exists() or not list((tmp_path / "a").iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints/labels.json"])
+def test_metadata_never_replace_files_of_another_run(
+    name, own_run, pairs_path, tmp_path, capsys
+):
+    """Neither of --weights nor of any other; nor does an export."""
+    argv = ["--output", str(tmp_path / "a"), "--weights", str(own_run)]
+    argv += ["--preferences", str(pairs_path), "--meta", str(own_run / name)]
+    before = (own_run / "config.json").read_bytes()
+    assert main(["finetune", *argv]) == 2
+    assert "lies in a run directory: name another file" in one_line(capsys)
+    assert (own_run / "config.json").read_bytes() == before
+    other = shutil.copytree(own_run, tmp_path / "other")
+    argv = [str(own_run), "--output", str(other / "inference.npz")]
+    assert main(["export", *argv]) == 2
+    assert "lies in a run directory" in one_line(capsys)
 
 
 @pytest.mark.slow

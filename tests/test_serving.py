@@ -529,6 +529,7 @@ def test_feedback_becomes_preference_pairs(chat, tmp_path):
         assert send(user=None, chosen="\u2028").status_code == 400
         assert send(rejected="Yes.").status_code == 400
         assert error_of(send(chosen=1))["param"] == "chosen"
+        assert send(annotator="ann").status_code == 400  # It would go unread.
         assert send(messages=[]).status_code == 400
         assert send(messages=[{"role": "user", "content": " "}]).status_code == 400
         assert send(rejected="x" * 40_000).status_code == 413
