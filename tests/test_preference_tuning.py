@@ -130,7 +130,7 @@ def test_the_run_is_whole_and_only_its_scorer_is_new(two_replies, tuned, tmp_pat
     assert meta["preferences"] == told and len(meta["history"]) == 30
     rows = [json.loads(line) for line in new.metrics.read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, 31))
-    assert rows[-1]["rewards/accuracies"] > 0.9
+    assert rows[-1]["rewards/accuracies"] > 0.8
     assert main(["export", str(new.path), "--output", str(tmp_path / "x.npz")]) == 0
     with Chat.load(new.path) as chat:
         chat.add("do you sell umbrellas", "Yes, at the counter.")
