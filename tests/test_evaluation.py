@@ -144,6 +144,12 @@ def test_the_history_of_a_mistake_is_kept(run, tmp_path):
     assert last["history"] == messages[:2] and last["rank"] is None
 
 
+def _largest(logits):
+    """The probability of the most probable bucket."""
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return 1 / odds.sum(axis=1)
+
+
 def test_a_run_without_replies_is_judged_by_its_buckets(corpus_path, tmp_path):
     from conftest import quick
 
@@ -160,7 +166,12 @@ def test_a_run_without_replies_is_judged_by_its_buckets(corpus_path, tmp_path):
     judged = judge_run(result.run.path, [val])
     assert judged.replies is None
     found = figures(judged)
-    assert found["bucket_auroc"] == 1.0 and "refused" not in found
+    said = judged.buckets
+    inside, outside = (
+        _largest(logits / said.temperature) for logits in (said.logits, said.outside)
+    )
+    assert outside.shape == (1,) and "refused" not in found
+    assert found["bucket_auroc"] == pytest.approx(np.mean(inside > outside))
     assert {"bucket_refused", "accuracy_above_threshold", "ece"} <= set(found)
     # With a threshold that nothing reaches all is refused.
     strict = judged._replace(buckets=judged.buckets._replace(threshold=1.01))

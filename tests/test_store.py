@@ -440,7 +440,7 @@ def test_connections_of_finished_threads_do_not_pile_up(store):
     # SQLite itself opens a few again that it could not close while others read.
     assert opened() <= 20 < 5 * 20
     store.close()
-    assert opened() == 0
+    assert opened() <= 1  # Of those again, rarely one.
     with pytest.raises(UserError, match="closed"):
         store.get([1])
 
