@@ -47,6 +47,17 @@ controls take that out. The scores follow less: what the first stage knows of to
 outweighs what replies are worth, and should, for a chat that must find a reply first.
 A larger `--scorer_lr` moves that balance. What trains, and how fast, was chosen on
 folds of the helpful pairs.
+
+With wrong labels on the helpful pairs the rewards order, with 95 % intervals of +-0.023:
+
+  wrong  DPO    cDPO   rDPO   RE-PO  careful and careless as RE-PO sees them, and are
+  0      0.600  0.600  0.601  0.603  0.76, 0.76  1, 1
+  0.2    0.572  0.572  0.583  0.563  0.58, 0.58  1, 0.6
+  0.4    0.546  0.534  0.538  0.533  0.50, 0.50  1, 0.2
+
+No model of the noise helps, and nothing tells the annotators apart: rewards that are
+right in 0.6 of the clean pairs have no grounds to. Where preferences can be learned
+(`tests/test_pairs.py`), RE-PO does.
 """
 
 import argparse
