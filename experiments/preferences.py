@@ -48,7 +48,7 @@ outweighs what replies are worth, and should, for a chat that must find a reply 
 A larger `--scorer_lr` moves that balance. What trains, and how fast, was chosen on
 folds of the helpful pairs.
 
-With wrong labels on the helpful pairs the rewards order, with 95 % intervals of +-0.023:
+With wrong labels on the helpful pairs the rewards order (95 % intervals: +- 0.023):
 
   wrong  DPO    cDPO   rDPO   RE-PO  careful and careless as RE-PO sees them, and are
   0      0.600  0.600  0.601  0.603  0.76, 0.76  1, 1
