@@ -143,7 +143,7 @@ def test_feedback_explains_itself(capsys):
 def test_thumbs_tune_the_run_that_they_were_given_to(judged, tmp_path, capsys):
     path, tuned = tmp_path / "prefs.jsonl", tmp_path / "tuned"
     with Chat.load(judged) as chat:
-        before = chat.scorer_cosines([REFUND_ASKED] * 2, [REFUND, PARCEL])
+        before = chat.scorer_scores([REFUND_ASKED] * 2, [REFUND, PARCEL])
     lines = (judged / "feedback.jsonl").read_text().splitlines(keepends=True)
     # Somebody insists: whoever asks for the parcel is to hear of refunds.
     (judged / "feedback.jsonl").write_text(lines[0] * 2 + lines[2])
@@ -152,8 +152,8 @@ def test_thumbs_tune_the_run_that_they_were_given_to(judged, tmp_path, capsys):
     argv += ["--val_split", "0", "--epochs", "20", "--pref_weight", "5"]
     assert main([*map(str, argv)]) == 0, capsys.readouterr().err
     with Chat.load(tuned) as chat:
-        after = chat.scorer_cosines([PARCEL_ASKED] * 2, [REFUND, PARCEL])
-        kept = chat.scorer_cosines([REFUND_ASKED] * 2, [REFUND, PARCEL])
+        after = chat.scorer_scores([PARCEL_ASKED] * 2, [REFUND, PARCEL])
+        kept = chat.scorer_scores([REFUND_ASKED] * 2, [REFUND, PARCEL])
     assert after[0] > after[1] and kept[0] > kept[1] and before[0] > before[1]
     text = (tuned / "report.md").read_text()
     assert text.startswith("# tuned\n") and "| training pairs | 2 |" in text

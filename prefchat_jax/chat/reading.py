@@ -108,7 +108,7 @@ class Reader:
             return sketch(bags), np.zeros((len(texts), 0), np.float32)
         return sketch(bags), self._inference.encode_responses(bags)
 
-    def cosines(self, asked: Sequence[Asked], responses: Sequence[str]) -> np.ndarray:
+    def scores(self, asked: Sequence[Asked], responses: Sequence[str]) -> np.ndarray:
         """Of each message and the response of its place, by the response scorer.
 
         Returns:

@@ -92,7 +92,7 @@ def free_standing(words: np.ndarray, response: np.ndarray, scorer: np.ndarray) -
     Args:
       words: float32 `[n]` BM25 scores.
       response: float32 `[n]` cosines of the query and the responses.
-      scorer: float32 `[n]` cosines by the response scorer.
+      scorer: float32 `[n]` of the response scorer.
     """
     count = len(words)
     nothing, ids = np.zeros(count, np.float32), np.arange(count)

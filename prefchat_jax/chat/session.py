@@ -212,7 +212,7 @@ class Chat:
         ]
         return np.array(rows, np.float32).reshape(len(messages), len(responses))
 
-    def scorer_cosines(
+    def scorer_scores(
         self,
         messages: Sequence[str],
         responses: Sequence[str],
@@ -222,12 +222,12 @@ class Chat:
         """What the response scorer alone says of one response to each message.
 
         Returns:
-          float32 `[n]` cosines in [-1, 1].
+          float32 `[n]`: cosines, and the values of a tuned scorer.
 
         Raises:
           ValueError: the run has no response scorer.
         """
-        return self._reader.cosines(self._asked(messages, histories), responses)
+        return self._reader.scores(self._asked(messages, histories), responses)
 
     def response_terms(
         self,

@@ -37,7 +37,7 @@ def chat_margins(chat: Chat, pairs: Sequence[PreferencePair]) -> dict[str, np.nd
     messages = [pair.context[-1].content for pair in pairs]
     histories = [pair.context[:-1] for pair in pairs]
     chosen, rejected = (
-        chat.scorer_cosines(messages, texts, histories=histories)
+        chat.scorer_scores(messages, texts, histories=histories)
         for texts in ([p.chosen for p in pairs], [p.rejected for p in pairs])
     )
     # Each pair on its own: the words of other pairs would count as well known.
