@@ -41,8 +41,11 @@ On a busy machine of 2 cores five minutes for three objectives on 1,876 pairs. F
   dpo, matched        0.523 [0.504, 0.542]  0.519 [0.500, 0.539]  -0.00   0.492  0.395
 
 The longer reply is chosen in 0.596, 0.439 and 0.512. So the pairs teach what the chosen
-replies alone do not, also where length tells nothing, on all three sets; objectives do
-not differ. Part of it is length, up on the helpful and down on the harmless pairs; both
+replies alone do not, also where length tells nothing, on all three sets. Of the other
+objectives IPO (0.604), EXO (0.602), hinge (0.600), ORPO (0.595) and RPO (0.580) do as
+well on the helpful pairs; RePO (0.533) learns nothing, since the first stage, which has
+no reference there, already leads by its margin on the pairs that train. Part of what is
+learned is length, up on the helpful and down on the harmless pairs; both
 controls take that out. The scores follow less: what the first stage knows of topics
 outweighs what replies are worth, and should, for a chat that must find a reply first.
 A larger `--scorer_lr` moves that balance. What trains, and how fast, was chosen on
