@@ -118,12 +118,8 @@ class Reader:
           ValueError: the run has no response scorer.
         """
         contexts = self._featurizer([one.context for one in asked])
-        replies = self._featurizer([(Turn("assistant", text),) for text in responses])
-        return np.einsum(
-            "nd,nd->n",
-            self._inference.encode_contexts(contexts),
-            self._inference.encode_responses(replies),
-        )
+        x = self._inference.encode_contexts(contexts)
+        return np.einsum("nd,nd->n", x, self.responses(responses)[1])
 
     def _probabilities(
         self, bags: Bags, contexts: Sequence[Context], temperature: float

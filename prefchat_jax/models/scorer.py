@@ -42,11 +42,6 @@ class ScorerConfig:
     feature_dropout: float = 0.5
     valued: bool = False
 
-    @property
-    def vector_size(self) -> int:
-        """Numbers of an encoded text: with values one more than `width`."""
-        return self.width + self.valued
-
 
 class Tower(nnx.Module):
     """A residual MLP that starts as the identity, between two norms."""
@@ -126,10 +121,10 @@ def encode(
     *,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Vectors `[batch, vector_size]` of feature bags `[batch, features]`.
+    """Vectors `[batch, d]` of feature bags `[batch, features]`.
 
-    The first `width` numbers are a unit vector. With values, the last one is 1 for a
-    context and the value for a response.
+    The first `width` numbers are a unit vector, and all there are. With values there
+    is one more: 1 for a context, the value for a response.
 
     Args:
       config: the shape of the scorer.

@@ -8,6 +8,9 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.training import catalogue
 
 ModelSize = Literal["base", "large", "xlarge", "xxlarge"]
+GroupName = Literal[
+    "pairwise_mean", "epo", "softmax", "softmax_mean", "hardest", "mean_reward"
+]
 
 # Hidden units of the adapter branches of each size.
 BRANCH_WIDTHS: dict[str, tuple[int, ...]] = {
@@ -112,9 +115,7 @@ class FinetuneConfig:
     """Target margin, in rpo the reward of the gold bucket [by objective]."""
     pref_group_size: int = 4
     """Negatives of one example, at most the number of buckets - 1."""
-    pref_group_estimator: Literal[
-        "pairwise_mean", "epo", "softmax", "softmax_mean", "hardest", "mean_reward"
-    ] = "pairwise_mean"
+    pref_group_estimator: GroupName = "pairwise_mean"
     """How the negatives of one example make one loss."""
     hard_negative_ratio: float = 0.6
     """Share of negatives with the highest wrong logits; the rest is uniform."""
@@ -172,9 +173,7 @@ class FinetuneConfig:
     """Rows whose replies compete [512; less for a corpus of under 8,192 rows]."""
     scorer_lr: float = 1e-2
     """Peak learning rate of the scorer."""
-    scorer_group_estimator: Literal[
-        "pairwise_mean", "epo", "softmax", "softmax_mean", "hardest", "mean_reward"
-    ] = "softmax"
+    scorer_group_estimator: GroupName = "softmax"
     """How the wrong replies of one row make one loss of the scorer."""
     scorer_hard_negatives: int = 0
     """Wrong replies of each row that share words with the right one."""

@@ -18,6 +18,7 @@ from prefchat_jax.files import write_aside
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.training.checkpoints import Checkpoints
 from prefchat_jax.training.noise import re_po
+from prefchat_jax.training.preference import Preference
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import (
     Recipe,
@@ -119,7 +120,7 @@ def fit(
             state, row = train_epoch(run_chunk, state, plan, epoch, on_chunk, _ADVICE)
             params = eval_params(recipe, state, use_ema=config.use_ema)
             row |= _validate(recipe, params, val)
-            row |= trust(recipe, state.preference.reliability)
+            row |= trust(recipe.objective.preference, state.preference.reliability)
             history.append(row)
             # Logged first: an epoch that is saved but not logged could not resume.
             log.write({"summary": True} | row)
@@ -214,9 +215,9 @@ def judged(logits: np.ndarray, val: Rows) -> Metrics:
     return {f"eval_{name}": value for name, value in score(logits, val.labels).items()}
 
 
-def trust(recipe: Recipe, reliability: Any) -> Metrics:
-    """How far RE-PO came to trust each of the `[sources]`."""
-    if recipe.objective.preference.noise is not re_po:
+def trust(preference: Preference, reliability: Any) -> Metrics:
+    """How far RE-PO came to trust each of the `[sources]`; nothing without it."""
+    if preference.noise is not re_po:
         return {}
     values = np.asarray(reliability).tolist()
     return {f"reliability/{source}": value for source, value in enumerate(values)}

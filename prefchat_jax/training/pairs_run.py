@@ -22,8 +22,8 @@ from prefchat_jax.training.loop import (
     Metrics,
     Progress,
     train_epoch,
+    trust,
 )
-from prefchat_jax.training.noise import re_po
 from prefchat_jax.training.optimizers import OptimizerConfig
 from prefchat_jax.training.pairs import (
     PairRecipe,
@@ -201,7 +201,8 @@ def tune_scorer(
         )
         tuned = params | state.trained
         row |= _validate(recipe, score_pairs(shape, tuned, val), before, val)
-        history.append(row | _trust(recipe, state))
+        row |= trust(recipe.preference, state.preference.reliability)
+        history.append(row)
         progress.epoch(history[-1])
         if _best(history) == epoch:
             best = jax.device_get(tuned)
@@ -288,11 +289,3 @@ def _validate(
 def _above_zero(margins: np.ndarray) -> float:
     """The share of margins above 0; a tie counts half."""
     return float((np.sign(margins) / 2 + 0.5).mean())
-
-
-def _trust(recipe: PairRecipe, state) -> Metrics:
-    """How far RE-PO came to trust each source."""
-    if recipe.preference.noise is not re_po:
-        return {}
-    reliability = np.asarray(state.preference.reliability).tolist()
-    return {f"reliability/{source}": value for source, value in enumerate(reliability)}

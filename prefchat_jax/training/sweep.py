@@ -285,7 +285,9 @@ class _Track:
             return
         sums = metric_sums(metrics, plan)
         means = {name: total / len(order.labels) for name, total in sums.items()}
-        means |= judged(logits, val) | trust(self._run.recipe, reliability)
+        means |= judged(logits, val) | trust(
+            self._run.recipe.objective.preference, reliability
+        )
         self._history.append({"epoch": epoch, **means})
         if best_epoch(self._history) == epoch:
             self._predicted = logits.argmax(axis=-1)

@@ -3,16 +3,12 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
 
 from prefchat_jax.errors import UserError
-from prefchat_jax.training.config import FinetuneConfig, is_checkpoint
-
-GroupName = Literal[
-    "pairwise_mean", "epo", "softmax", "softmax_mean", "hardest", "mean_reward"
-]
+from prefchat_jax.training.config import FinetuneConfig, GroupName, is_checkpoint
 
 # Runs of a sweep share one corpus, and leave figures: no scorer, no store.
 _OF_THE_CORPUS = {
