@@ -69,8 +69,9 @@ class VectorIndex(NamedTuple):
         if not self.fits(vector):
             return np.zeros(0, np.int64)
         rows = self._likely(vector, limit, allowed)
-        # `top` takes positive scores: cosines are at least -1.
-        return rows[top(self.match(rows, vector) + 2, limit)]
+        scores = self.match(rows, vector)
+        # `top` takes positive scores.
+        return rows[top(scores - scores.min(initial=0) + 1, limit)]
 
     def match(self, rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
         """Inner products of some vectors with another; 0 if that has another length."""
