@@ -16,7 +16,7 @@ and all; and `first of 100` how often it is the first among the replies of other
 half of the pairs are judged by `careful`, who is always right, half by `careless`, who
 is wrong twice as often as the share says; RE-PO tells how far it trusts each.
 
-On a busy machine of 2 cores five minutes for three objectives on 1,876 pairs. Found:
+On a busy machine of 2 cores eight minutes for three objectives on 1,848 pairs. Found:
 
   HH-RLHF helpful     rewards               on matched pairs      length  score  first
   first stage                                                             0.551  0.261

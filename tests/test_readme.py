@@ -85,6 +85,7 @@ def test_every_flag_it_names_exists():
         "folder",
         "sizes",
         "flip",
+        "rows",
     }
     named = set(re.findall(r"--([a-z_0-9]+)", README.read_text()))
     assert named and not named - known, named - known
