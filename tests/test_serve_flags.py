@@ -144,7 +144,8 @@ def test_max_batch(serving, monkeypatch):
         return plain(self, *arguments, **manner)
 
     monkeypatch.setattr(Chat, "reply_batch", gated)
-    for flags, expected in ((("--max_batch", 1), 4), ((), 2)):
+    # Without the flag those who wait are one batch; one may arrive a moment too late.
+    for flags, expected in ((("--max_batch", 1), {4}), ((), {2, 3})):
         gate.clear(), entered.clear()
         with serving(*flags) as url:
             threads = [threading.Thread(target=ask, args=(url,)) for _ in range(4)]
@@ -156,7 +157,7 @@ def test_max_batch(serving, monkeypatch):
             gate.set()
             for thread in threads:
                 thread.join()
-            assert samples(url)["prefchat_batch_size_count"] == expected
+            assert samples(url)["prefchat_batch_size_count"] in expected
 
 
 def test_llm_db(serving, own_run, tmp_path):
