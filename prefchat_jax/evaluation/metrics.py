@@ -192,3 +192,33 @@ def paired_bootstrap(
     """
     differences = np.asarray(ours, np.float64) - theirs
     return bootstrap_interval(differences, seed=seed, draws=draws)
+
+
+def crossed_bootstrap(
+    values: np.ndarray, *, seed: int = 0, draws: int = 2_000
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean over seeds and rows, both drawn anew.
+
+    It tells what another run on other rows could have found: with the rows alone
+    the luck of a seed would be left out, with the seeds alone that of the rows.
+
+    Args:
+      values: `[seeds, n]` scores of each row under each seed, or paired differences
+        of such scores.
+      seed: of the resampling.
+      draws: number of resamples.
+
+    Returns:
+      The interval; NaN, NaN without values.
+    """
+    values = np.asarray(values, np.float64)
+    if not values.size:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    shares = [
+        rng.multinomial(count, np.full(count, 1 / count), size=draws) / count
+        for count in values.shape
+    ]
+    means = np.einsum("ds,sn,dn->d", shares[0], values, shares[1], optimize=True)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
