@@ -14,6 +14,8 @@ Found: not measured yet.
 import dataclasses
 import pathlib
 
+import numpy as np
+
 from experiments.page import Experiment, Result, Settings, Table
 from experiments.trials import (
     Setting,
@@ -41,6 +43,8 @@ class Config(Settings):
     """Also these groups of negatives, with the first objective."""
     noises: tuple[str, ...] = ()
     """Also these noise models, with the first objective."""
+    weights: str | None = None
+    """A run to start from, all of which trains: the reference policy."""
     pref_weight: float = 0.2
     """Weight of the preference loss."""
     epochs: int | None = None
@@ -52,7 +56,7 @@ class Config(Settings):
 def settings(config: Config) -> dict[str, Setting]:
     """Flags of `finetune` by name; the first is the baseline."""
     first, on = config.objectives[0], {"pref_weight": config.pref_weight}
-    named: dict[str, Setting] = {CE_ALONE: {"pref_weight": 0.0}}
+    named: dict[str, dict] = {CE_ALONE: {"pref_weight": 0.0}}
     named |= {name: on | {"pref_objective": name} for name in config.objectives}
     for flag, names in (
         ("pref_group_estimator", config.groups),
@@ -60,7 +64,12 @@ def settings(config: Config) -> dict[str, Setting]:
     ):
         for name in names:
             named[f"{first}, {name}"] = on | {"pref_objective": first, flag: name}
-    return {name: {"epochs": config.epochs, **flags} for name, flags in named.items()}
+    common = {
+        "epochs": config.epochs,
+        "weights": config.weights,
+        "train_all": config.weights is not None,
+    }
+    return {name: common | flags for name, flags in named.items()}
 
 
 def run(config: Config, progress: Progress) -> Result:
@@ -118,20 +127,19 @@ def _cells(row: dict) -> list[str]:
 def draw(result: Result):
     """What each objective adds to cross-entropy alone, in points."""
     sets = list(dict.fromkeys(row["data"] for row in result["rows"]))
-    figure, grid = charts.new_figure(columns=len(sets))
+    shown = [row for row in result["rows"] if row["objective"] != CE_ALONE]
+    height = 0.25 * len(shown) / len(sets) + 0.9
+    figure = charts.new_figure(columns=len(sets), height=height)
+    grid = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, data in zip(grid, sets, strict=True):
-        rows = [
-            row
-            for row in result["rows"]
-            if row["data"] == data and row["objective"] != CE_ALONE
-        ]
-        rows.sort(key=lambda row: row["difference"][0])
-        points = [[100 * value for value in row["difference"]] for row in rows]
+        rows = [row for row in shown if row["data"] == data]
+        rows.sort(key=lambda row: -row["difference"][0])
+        points = 100 * np.array([row["difference"] for row in rows])
         charts.leaderboard(
             axes,
             [row["objective"] for row in rows],
-            *zip(*points, strict=True),
-            xlabel="accuracy against cross-entropy alone, points",
+            *points.T,
+            xlabel="accuracy against CE alone, points",
             baseline=0.0,
         )
         axes.set_title(data, loc="left")

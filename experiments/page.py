@@ -148,7 +148,7 @@ class Experiment(NamedTuple):
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(result["rows"])
-        charts.save_png(self.draw(result), folder / f"{self.name}.png")
+        charts.save(self.draw(result), folder / f"{self.name}.png")
 
     def _command(self, config: Any, root: str) -> str:
         """What to type for these settings, in a folder that has the data."""
