@@ -30,7 +30,8 @@ from prefchat_jax.files import write_aside
 from prefchat_jax.training.loop import Progress
 
 _PROGRAM = "python -m"
-# What an experiment found: `rows` of plain values by column, and what else it tells.
+# What an experiment found: `rows` by column, each a plain value or a mean with its
+# interval, and what else it tells.
 Result = dict[str, Any]
 
 
@@ -140,14 +141,15 @@ class Experiment(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         with write_aside(folder / f"{self.name}.json") as aside:
             aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        columns = list({name: None for row in result["rows"] for name in row})
+        rows = [_flat(row) for row in result["rows"]]
+        columns = list({name: None for row in rows for name in row})
         with (
             write_aside(folder / f"{self.name}.csv") as aside,
             aside.open("w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(result["rows"])
+            writer.writerows(rows)
         charts.save(self.draw(result), folder / f"{self.name}.png")
 
     def _command(self, config: Any, root: str) -> str:
@@ -161,6 +163,16 @@ class Experiment(NamedTuple):
             below = [str(one).removeprefix(root).lstrip("/") for one in values]
             words += [f"--{field.name}", *map(shlex.quote, below)]
         return " ".join(words)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of plain values: a mean with its interval is three of them."""
+    flat = {}
+    for name, value in row.items():
+        if isinstance(value, tuple | list):
+            value, flat[f"{name}_low"], flat[f"{name}_high"] = value
+        flat[name] = value
+    return flat
 
 
 def _where() -> dict[str, str]:

@@ -110,19 +110,19 @@ def run_trials(
       UserError: bad data or settings.
     """
     pairs = [(name, seed) for name in settings for seed in range(seeds)]
+    # Nothing is written, and all share one split.
+    common: dict[str, Any] = {"output": "-", "data_seed": 0, "scorer_epochs": 0}
+    common |= corpus_flags(data)
     configs = [
-        FinetuneConfig(
-            **(corpus_flags(data) | dict(settings[name]) | {"seed": seed}),
-            output="-",  # Nothing is written.
-            data_seed=0,
-            scorer_epochs=0,
-        )
+        FinetuneConfig(**(common | dict(settings[name]) | {"seed": seed}))
         for name, seed in pairs
     ]
-    relabel = None
-    if plant is not None:
-        relabel = lambda number, labels: plant(*pairs[number], labels)
-    corpus, outcomes = train_runs(configs, relabel, progress)
+
+    def planted(number: int, labels: np.ndarray) -> np.ndarray:
+        name, seed = pairs[number]
+        return labels if plant is None else plant(name, seed, labels)
+
+    corpus, outcomes = train_runs(configs, planted, progress)
     found: dict[str, list[Outcome]] = {name: [] for name in settings}
     for (name, _), outcome in zip(pairs, outcomes, strict=True):
         found[name].append(outcome)

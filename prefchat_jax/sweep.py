@@ -71,6 +71,11 @@ Row = dict[str, str]
 Relabel = Callable[[int, np.ndarray], np.ndarray]
 
 
+def _as_they_are(number: int, labels: np.ndarray) -> np.ndarray:
+    del number
+    return labels
+
+
 class Sweep(NamedTuple):
     """What a sweep leaves.
 
@@ -99,7 +104,7 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
     configs = list(config.runs())
     output = RunDirectory.create(config.output)
     table = output.path / "results.csv"
-    study = _study(configs, None, cast(Progress, _Once(progress)))
+    study = _study(configs, _as_they_are, cast(Progress, _Once(progress)))
     keys = [
         _settings(flags, run, study.identity)
         for flags, run in zip(configs, study.runs, strict=True)
@@ -128,7 +133,7 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
 
 def train_runs(
     configs: Sequence[FinetuneConfig],
-    relabel: Relabel | None = None,
+    relabel: Relabel = _as_they_are,
     progress: Progress = Silent(),
 ) -> tuple[Corpus, list[Outcome]]:
     """Trains runs that share one corpus as a sweep does, and keeps them in memory.
@@ -136,7 +141,7 @@ def train_runs(
     Args:
       configs: flags of the runs, which differ in nothing that makes the corpus.
       relabel: makes the `[n]` labels that a run trains on, of its place in `configs`
-        and the right ones: wrong ones, say. None leaves all as they are.
+        and the right ones: wrong ones, say.
       progress: is told what happens.
 
     Returns:
@@ -162,7 +167,7 @@ class _Study(NamedTuple):
 
 
 def _study(
-    configs: Sequence[FinetuneConfig], relabel: Relabel | None, progress: Progress
+    configs: Sequence[FinetuneConfig], relabel: Relabel, progress: Progress
 ) -> _Study:
     corpus = load_corpus(configs[0], progress)
     source = load_source(configs[0])
@@ -171,10 +176,8 @@ def _study(
         identity += fingerprint(source.params, corpus.featurizer)[:16]
     runs = []
     for number, config in enumerate(configs):
-        own = corpus
-        if relabel is not None:
-            labels = relabel(number, corpus.train.labels)
-            own = corpus._replace(train=corpus.train._replace(labels=labels))
+        labels = relabel(number, corpus.train.labels)
+        own = corpus._replace(train=corpus.train._replace(labels=labels))
         runs.append(_run(config, own, source, progress))
     rows = _rows(configs[0], corpus, source, progress)
     return _Study(corpus, identity, runs, rows)
