@@ -307,6 +307,7 @@ def _settings(config: FinetuneConfig, run: Run, identity: str) -> Row:
     values = {name: getattr(config, name) for name in RUN_FIELDS}
     values |= {
         "epochs": run.loop.epochs,
+        "label_smoothing": config.smoothing(),
         "batch_size": run.plan.batch_size,
         "warmup_steps": run.recipe.optimizer.warmup_steps,
         "fingerprint": identity,
