@@ -113,9 +113,13 @@ class Experiment(NamedTuple):
             self._write(pathlib.Path(config.output), result)
         return result
 
+    def result(self, folder: pathlib.Path) -> Result:
+        """What it left in `folder`."""
+        return json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))
+
     def section(self, folder: pathlib.Path) -> str:
         """Its part of a page that stands beside `folder`, where its files are."""
-        result = json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))
+        result = self.result(folder)
         _, *told = self.doc.strip().split("\n\n")
         prose = [" ".join(p.split()) for p in told if not p.startswith("    ")]
         shown = [
@@ -128,7 +132,7 @@ class Experiment(NamedTuple):
         )
         return "\n\n".join(
             [
-                f"## {self.question}",
+                f'<a id="{self.name}"></a>\n\n## {self.question}',
                 *prose[:-1],
                 *shown,
                 f"![{self.question}]({folder.name}/{self.name}.png)",
