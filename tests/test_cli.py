@@ -153,6 +153,8 @@ WRONG_VALUES = {
     "lr": "0",
     "weight_decay": "-1",
     "label_smoothing": "2",
+    "gce_q": "0",
+    "logit_adjustment": "-1",
     "ema_decay": "1",
     "disable_ema_eval": None,
     "grad_clip_norm": "-1",
@@ -215,6 +217,28 @@ def test_widths_of_branches_come_from_the_size_or_the_flags():
         config(model_size="base", expansion_dim=4)
 
 
+def test_flags_of_cross_entropy_that_do_not_go_together_are_errors():
+    config = lambda **changes: FinetuneConfig(data="a", output="b", **changes)
+    for wrong, message in (
+        ({"gce_q": 0.7, "label_smoothing": 0.05}, "--label_smoothing 0.05 smooths"),
+        ({"gce_q": 1.01}, r"--gce_q 1.01: must be in \[1e-12, 1\]"),
+        ({"logit_adjustment": math.nan}, "--logit_adjustment nan: must be at least 0"),
+        ({"logit_adjustment": 1.0, "balanced_sampler": True}, "--balanced_sampler"),
+        (
+            {"gce_q": 0.7, "preferences": "c", "weights": "d"},
+            "--gce_q has no meaning with --preferences",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            config(**wrong)
+    # What is left to the run, and what is asked for though it changes nothing.
+    assert config().smoothing() == 0.05
+    assert config(gce_q=0.7).smoothing() == 0.0
+    assert config(gce_q=0.7, label_smoothing=0.0).smoothing() == 0.0
+    assert config(label_smoothing=0.3).smoothing() == 0.3
+    assert config(balanced_sampler=True).logit_adjustment == 0.0
+
+
 def test_preference_flags_that_would_be_ignored_are_errors():
     config = lambda **changes: FinetuneConfig(data="a", output="b", **changes)
     for wrong, message in (
@@ -253,6 +277,8 @@ CHANGES = {
     "false_negative_margin": 0.0,
     "pref_warmup_epochs": 0.0,
     "label_smoothing": 0.3,
+    "gce_q": 0.7,
+    "logit_adjustment": 1.0,
     "weight_decay": 10.0,
     "grad_clip_norm": 0.01,
     "lr_schedule": "constant",
@@ -359,6 +385,7 @@ def test_losses_and_env_print_what_they_promise(capsys):
     assert main(["losses"]) == 0
     out = capsys.readouterr().out
     assert "repo_relu" in out and "2305.18290" in out and "epo" in out
+    assert "--gce_q" in out and "2007.07314" in out
     assert main(["env"]) == 0
     out = capsys.readouterr().out
     assert "jax" in out and "devices" in out

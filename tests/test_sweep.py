@@ -45,6 +45,7 @@ SAME = {
     "averaged": {"ema_decay": 0.8, "grad_accum_steps": 2},
     "re_po": {"pref_noise": "re_po", "pref_noise_rate": 0.2, "pref_weight": 1.0},
     "simpo": {"pref_objective": "simpo", "pref_margin": 0.7, "pref_weight": 1.0},
+    "gce": {"gce_q": 0.7, "logit_adjustment": 1.0, "pref_noise": "re_po"},
     "rpo": {"pref_objective": "rpo", "false_negative_margin": 2.0},
 }
 
@@ -77,6 +78,8 @@ FLOATS = {
     "weight_decay": (0.0, 5.0),
     "grad_clip_norm": (0.01, 1.0),
     "label_smoothing": (0.0, 0.2),
+    "gce_q": (0.3, 0.9),
+    "logit_adjustment": (0.5, 1.5),
     "ema_decay": (0.5, 0.9),
     "pref_weight": (0.1, 1.0),
     "pref_beta": (1.0, 4.0),
@@ -255,6 +258,7 @@ WRONG = {
     "pref_noise=gauss": "pref_noise=gauss: Invalid enum value",
     "pref_objective=dpoo": "--pref_objective dpoo: use",
     "pref_objective=orpo,sigmoid pref_beta=1": "--pref_beta: orpo has none",
+    "gce_q=0.5,2": "at gce_q=2.0: --gce_q 2: must be in",
     "seed=1,2": "use --seeds",
     "val_split=0.1": "share one corpus",
     "scorer_lr=0.1": "no such setting",
@@ -330,7 +334,7 @@ def test_settings_of_runs_are_those_of_finetune():
 
 def test_heads_on_frozen_features_train_together(run, corpus_path, tmp_path):
     base = {"weights": str(run.run.path), "frozen_features": True, "pref_weight": 0.5}
-    base |= {"pref_objective": "dpo", "ema_decay": 0.5}
+    base |= {"pref_objective": "dpo", "ema_decay": 0.5, "logit_adjustment": 0.5}
     config = sweeping(
         corpus_path, tmp_path / "s", grid=("lr=0.01,0.03",), seeds=2, **base
     )

@@ -10,7 +10,7 @@ import optax
 import pytest
 from conftest import quick
 
-from prefchat_jax import Chat
+from prefchat_jax import Chat, losses
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.errors import UserError
 from prefchat_jax.finetune import Silent, finetune
@@ -18,6 +18,7 @@ from prefchat_jax.models.classifier import ModelConfig, init_params
 from prefchat_jax.training import catalogue, preference
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.corpus import load_corpus
 from prefchat_jax.training.objective import Objective, example_losses
 from prefchat_jax.training.optimizers import (
     OptimizerConfig,
@@ -31,7 +32,9 @@ from prefchat_jax.training.preference import (
     make_preference,
     preference_losses,
 )
+from prefchat_jax.training.recipe import make_recipe
 from prefchat_jax.training.run_directory import RunDirectory
+from prefchat_jax.training.start import model_shape
 from prefchat_jax.training.steps import Recipe, Rows, init_state, predict, run_steps
 from prefchat_jax.training.targets import Targets
 
@@ -80,6 +83,95 @@ def test_the_objective_is_ce_plus_weight_times_ramp_times_preference(rng):
     np.testing.assert_allclose(
         parts["rewards/margins"], margins[wrong].reshape(6, 4).mean(1), rtol=1e-4
     )
+
+
+def _gold_probs(logits, labels):
+    """By hand, in float64."""
+    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
+    return (powers / powers.sum(-1, keepdims=True))[np.arange(len(labels)), labels]
+
+
+@pytest.mark.parametrize("q", [1e-6, 0.3, 0.7, 1.0])
+def test_gce_stands_in_for_cross_entropy(q, rng):
+    logits = jnp.asarray(3 * rng.normal(size=(6, 5)), jnp.float32)
+    labels = np.arange(6) % 5
+    # Smoothing, which it has no place for, changes nothing.
+    objective = Objective(label_smoothing=0.3, gce_q=q, weight=0.3)
+    total, parts = _losses(objective, logits, labels)
+    probs = _gold_probs(logits, labels)
+    expected = -np.log(probs) if q < 1e-3 else (1 - probs**q) / q
+    np.testing.assert_allclose(parts["loss/ce"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        total, parts["loss/ce"] + 0.3 * parts["loss/pref"], rtol=1e-6
+    )
+
+
+def test_the_gradient_of_gce_is_that_of_cross_entropy_times_p_to_the_q(rng):
+    logits = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
+    labels = np.arange(6) % 5
+    slope = jax.grad(lambda z, o: _losses(o, z, labels)[0].sum())
+    found = slope(logits, Objective(gce_q=0.7))
+    expected = slope(logits, Objective()) * _gold_probs(logits, labels)[:, None] ** 0.7
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    # Where the gold bucket has no probability left, nothing pulls, and nothing is NaN.
+    hopeless = np.where(np.eye(5)[labels] > 0, -1e4, 1e4).astype(np.float32)
+    for objective in (
+        Objective(gce_q=0.7),
+        Objective(gce_q=1.0, adjustment=np.ones(5)),
+    ):
+        assert np.array_equal(slope(hopeless, objective), np.zeros((6, 5)))
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
+def test_logit_adjustment_trains_on_logits_plus_log_priors(tau, rng):
+    logits = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
+    labels, counts = np.arange(6) % 4, np.array([90, 9, 1, 0])
+    adjustment = losses.logit_adjustment(counts, tau=tau)
+    # The class without rows counts as one of one row.
+    shares = np.array([90, 9, 1, 1]) / 101
+    np.testing.assert_allclose(adjustment, tau * np.log(shares), rtol=1e-5)
+    _, plain = _losses(Objective(weight=1.0), logits, labels)
+    _, parts = _losses(Objective(weight=1.0, adjustment=adjustment), logits, labels)
+    powers = np.exp(np.asarray(logits, np.float64)) * shares**tau
+    expected = -np.log(powers[np.arange(6), labels] / powers.sum(-1))
+    np.testing.assert_allclose(parts["loss/ce"], expected, rtol=1e-5)
+    # Margins and accuracy are those of the plain logits, which predict.
+    for name in ("loss/pref", "accuracy", "rewards/margins"):
+        assert np.array_equal(parts[name], plain[name]), name
+
+
+def test_priors_are_those_of_the_training_rows(corpus_path, tmp_path):
+    config = quick(corpus_path, tmp_path / "run", logit_adjustment=2.0)
+    corpus = load_corpus(config, Silent())
+    model = model_shape(config, corpus, None)
+    adjustment = make_recipe(config, model, corpus, Silent())[0].objective.adjustment
+    labels = corpus.train.labels.tolist()
+    shares = [labels.count(c) / len(labels) for c in range(max(labels) + 1)]
+    np.testing.assert_allclose(adjustment, 2 * np.log(shares), rtol=1e-5)
+    plain = dataclasses.replace(config, logit_adjustment=0.0)
+    assert make_recipe(plain, model, corpus, Silent())[0].objective.adjustment is None
+
+
+def test_logit_adjustment_finds_the_rare_class(tmp_path):
+    """Two classes that share their words: where they do, the common one has won."""
+    lines = [{"user": "my card is lost", "label": "common"}] * 40
+    lines += [{"user": "my card is lost", "label": "rare"}] * 10
+    lines += [{"user": "tell me a joke", "label": "other"}] * 40
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"pref_weight": 0.0, "epochs": 20, "scorer_epochs": 0, "val_split": 0.0}
+
+    def gap(**changes):
+        config = quick(path, tmp_path / f"run{len(changes)}", **settings, **changes)
+        result = finetune(config)
+        model, params = load_model(result.run)
+        names = [str(label) for label in result.corpus.labelled.buckets.labels]
+        logits = predict(model, params, *result.corpus.train[:2])[0]
+        return logits[names.index("rare")] - logits[names.index("common")]
+
+    # The posteriors are 4 to 1; adjusted, the logits are even.
+    assert gap() < -0.9
+    assert abs(gap(logit_adjustment=1.0)) < 0.3
 
 
 def test_no_weight_leaves_the_preference_loss_out(rng):

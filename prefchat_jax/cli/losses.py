@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from prefchat_jax.cli.console import output, table
 from prefchat_jax.errors import UserError
-from prefchat_jax.training.catalogue import GROUPS, NOISE, OBJECTIVES, USERS
+from prefchat_jax.training.catalogue import (
+    CROSS_ENTROPY,
+    GROUPS,
+    NOISE,
+    OBJECTIVES,
+    USERS,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,6 +35,10 @@ def main(argv: Sequence[str]) -> None:
     rows = [[name, row.equation, row.paper] for name, row in NOISE.items()]
     columns = ["--pref_noise", "loss of one example", "paper"]
     title = "Noise: L = loss over the group, S = the same with every margin turned"
+    console.print(table(title, columns, rows, text_columns=3))
+    rows = [[f"--{name}", *row[:2]] for name, row in CROSS_ENTROPY.items()]
+    columns = ["flag", "loss of one example", "paper"]
+    title = "Cross-entropy, which the preference loss is added to: p = softmax(z)"
     console.print(table(title, columns, rows, text_columns=3))
 
 

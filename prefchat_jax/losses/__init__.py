@@ -29,6 +29,7 @@ from prefchat_jax.losses.buckets import bucket_margins as bucket_margins
 from prefchat_jax.losses.buckets import (
     generalized_cross_entropy as generalized_cross_entropy,
 )
+from prefchat_jax.losses.buckets import logit_adjustment as logit_adjustment
 from prefchat_jax.losses.buckets import (
     symmetric_cross_entropy as symmetric_cross_entropy,
 )

@@ -130,6 +130,26 @@ def symmetric_cross_entropy(
     return masked_loss(loss, where, _gold_logps(logits, labels, where))
 
 
+def logit_adjustment(counts: ArrayLike, *, tau: ArrayLike) -> jax.Array:
+    """What training on unequal classes adds to the logits: `tau * log(prior)`.
+
+    Cross-entropy of `logits + adjustment` learns logits that are fair to every class:
+    plain ones predict. Menon et al., "Long-tail learning via logit adjustment"
+    (https://arxiv.org/abs/2007.07314), equation 10.
+
+    Args:
+      counts: `[..., C]` training rows of each bucket; one without any counts as if it
+        had one.
+      tau: at least 0; the theory, and the authors': 1.
+
+    Returns:
+      `[..., C]` finite adjustments.
+    """
+    counts = jnp.maximum(as_float(counts), 1.0)
+    total = jnp.sum(counts, axis=-1, keepdims=True)
+    return jnp.asarray(tau) * (jnp.log(counts) - jnp.log(total))
+
+
 def _gold_logps(
     logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> jax.Array:

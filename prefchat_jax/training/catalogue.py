@@ -136,6 +136,18 @@ NOISE = {
     ),
 }
 
+# Flags of cross-entropy, which the preference loss is added to.
+CROSS_ENTROPY = {
+    "label_smoothing": NamedPart("-(1 - e) log p(gold) - e mean_c log p(c)"),
+    "gce_q": NamedPart(
+        "(1 - p(gold)^q) / q, for wrong labels", "GCE, arXiv 1805.07836"
+    ),
+    "logit_adjustment": NamedPart(
+        "p = softmax(z + tau log share of rows), in training, for unequal classes",
+        "logit adjustment, arXiv 2007.07314",
+    ),
+}
+
 
 def hyper_parameters(
     name: str, *, beta: float | None, margin: float | None

@@ -151,8 +151,15 @@ class FinetuneConfig:
     """Decoupled weight decay of the kernels."""
     grad_clip_norm: float = 1.0
     """Largest global gradient norm; 0 clips nothing."""
-    label_smoothing: float = 0.05
-    """Share of the target that cross-entropy spreads over all buckets."""
+    label_smoothing: float | None = None
+    """Share of the target that cross-entropy spreads over all buckets [0.05; with
+    --gce_q 0]."""
+    gce_q: float | None = None
+    """In (0, 1]: generalised cross-entropy, which wrong labels move less than
+    cross-entropy [none]; 1 is the mean absolute error, the authors use 0.7."""
+    logit_adjustment: float = 0.0
+    """For classes of unequal size: adds this times the log of a class's share of the
+    rows to its logit, in training alone; the authors use 1."""
     ema_decay: float = 0.0
     """Decay of the weight average; 0 keeps none."""
     disable_ema_eval: bool = False
@@ -185,6 +192,7 @@ class FinetuneConfig:
             self,
             0,
             math.inf,
+            "logit_adjustment",
             "pref_weight",
             "pref_warmup_epochs",
             "weight_decay",
@@ -202,7 +210,9 @@ class FinetuneConfig:
         _check_range(self, 1e-12, math.inf, "lr", "scorer_lr", "pref_beta")
         _check_range(self, 0, math.inf, "pref_margin", "false_negative_margin")
         _check_range(self, 1e-12, 0.49999, "pref_noise_rate")
+        _check_range(self, 1e-12, 1, "gce_q")
         _check_range(self, 0, 2**31 - 1, "seed", "data_seed")
+        self._check_cross_entropy()
         self._check_objective()
         self._check_noise()
         if self.weights_meta and not is_checkpoint(self.weights):
@@ -259,9 +269,27 @@ class FinetuneConfig:
         """The seed of what becomes of the data before training, by either flag."""
         return self.seed if self.data_seed is None else self.data_seed
 
+    def smoothing(self) -> float:
+        """The label smoothing, as asked or by default."""
+        if self.label_smoothing is None:
+            return 0.05 if self.gce_q is None else 0.0
+        return self.label_smoothing
+
     def noise(self) -> str:
         """The noise model, by either flag."""
         return "confidence" if self.adaptive_pref_weighting else self.pref_noise
+
+    def _check_cross_entropy(self) -> None:
+        if self.gce_q is not None and self.label_smoothing:
+            raise UserError(
+                f"--label_smoothing {self.label_smoothing:g} smooths the labels of "
+                "cross-entropy, and --gce_q has none: give one of them."
+            )
+        if self.logit_adjustment and self.balanced_sampler:
+            raise UserError(
+                "--logit_adjustment and --balanced_sampler make up for the sizes of "
+                "the classes twice: give one of them."
+            )
 
     def _check_objective(self) -> None:
         catalogue.hyper_parameters(

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from prefchat_jax import losses
 from prefchat_jax.training.preference import Preference, preference_losses
 from prefchat_jax.training.targets import PreferenceState, Targets
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["label_smoothing", "weight", "preference"],
+    data_fields=["label_smoothing", "gce_q", "adjustment", "weight", "preference"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,16 @@ class Objective:
 
     Attributes:
       label_smoothing: mass that cross-entropy spreads over all buckets.
+      gce_q: makes generalised cross-entropy of it, which smooths no labels; None
+        leaves it cross-entropy.
+      adjustment: `[C]` what its logits get for the sizes of the classes, or None.
       weight: weight of the preference loss; None leaves it out.
       preference: the preference loss.
     """
 
     label_smoothing: ArrayLike = 0.0
+    gce_q: ArrayLike | None = None
+    adjustment: ArrayLike | None = None
     weight: ArrayLike | None = None
     preference: Preference = Preference()
 
@@ -55,9 +61,7 @@ def example_losses(
       `[batch]` losses, `[batch]` metrics by name, and the new state.
     """
     labels = targets.labels
-    smooth = jax.nn.one_hot(labels, logits.shape[-1])
-    smooth = optax.smooth_labels(smooth, objective.label_smoothing)
-    ce = optax.softmax_cross_entropy(logits, smooth)
+    ce = _cross_entropy(objective, logits, labels)
     metrics = {
         "loss/ce": ce,
         "accuracy": (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32),
@@ -70,3 +74,16 @@ def example_losses(
     total = judged.trust * ce + objective.weight * ramp * judged.values
     metrics |= {"loss/pref": judged.values} | pref_metrics
     return total, metrics, judged.state
+
+
+def _cross_entropy(
+    objective: Objective, logits: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """`[batch]` losses of classification, of adjusted logits where there are such."""
+    if objective.adjustment is not None:
+        logits = logits + jnp.expand_dims(objective.adjustment, 0)
+    if objective.gce_q is not None:
+        return losses.generalized_cross_entropy(logits, labels, q=objective.gce_q)
+    smooth = jax.nn.one_hot(labels, logits.shape[-1])
+    smooth = optax.smooth_labels(smooth, objective.label_smoothing)
+    return optax.softmax_cross_entropy(logits, smooth)

@@ -1,5 +1,8 @@
 """The recipe of a run: what its flags and its corpus make of it."""
 
+import numpy as np
+
+from prefchat_jax import losses
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.models.classifier import BucketModel
 from prefchat_jax.training.config import FinetuneConfig
@@ -84,8 +87,14 @@ def _objective(config: FinetuneConfig, corpus: Corpus, progress: Progress) -> Ob
         correct_sampling=config.sampling_correction,
         num_sources=len(corpus.sources),
     )
+    adjustment = None
+    if config.logit_adjustment:
+        counts = np.bincount(corpus.train.labels, minlength=num_buckets)
+        adjustment = losses.logit_adjustment(counts, tau=config.logit_adjustment)
     return Objective(
-        label_smoothing=config.label_smoothing,
+        label_smoothing=config.smoothing(),
+        gce_q=config.gce_q,
+        adjustment=adjustment,
         weight=config.pref_weight or None,
         preference=preference,
     )
