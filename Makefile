@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-peers lint types format clean
+.PHONY: demo test test-slow test-peers experiments lint types format clean
 
 demo: $(VENV)/demo
 	$(BIN)/prefchat demo
@@ -17,6 +17,10 @@ test-slow: $(VENV)/dev
 
 test-peers: $(VENV)/dev $(VENV)/peers
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_peers.py tests/test_traps.py
+
+# Writes docs/results.md; DATA is a folder with intents/ and prefs/.
+experiments: $(VENV)/dev
+	$(BIN)/python -m experiments.results --data $(DATA)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -1,239 +1,152 @@
-"""Does a preference loss help the classifier, which one, and with wrong labels?
+"""Which preference loss helps the classifier, beside cross-entropy alone?
 
-    python -m experiments.compare_losses --data corpus.jsonl --seeds 3
-    python -m experiments.compare_losses --data train.jsonl --val val.jsonl --flip 0.4
+    python -m experiments.compare_losses --data intents/banking77 intents/hwu64
+    python -m experiments.compare_losses --data corpus.jsonl --groups --noises re_po
 
-Trains cross-entropy alone, every objective, and every group and noise model with
-the first objective, and prints accuracy, macro-F1 and cross-entropy on validation
-rows: mean and standard deviation over seeds, and the difference to cross-entropy
-alone with its 95 % bootstrap interval over rows. All runs of a seed share their
-split. `--val` judges on rows of their own. `--flip` gives the rows to two
-annotators by turns, and that share of the second one's labels is wrong; RE-PO's
-reliabilities of both are printed.
+Every objective, at its default beta and margin and at the weight that `finetune` has,
+trains on each data set with the same seeds, split and order of rows as cross-entropy
+alone. `--groups` and `--noises` add every group and noise model with the first
+objective. Intervals are of 95 %, over seeds and rows; differences are paired.
 
-On 2 busy cores a run of BANKING77 takes 20 s, all variants and 3 seeds 25 minutes.
-Found there with `--flip 0.4 --pref_weight 1`: cross-entropy alone 0.870, sigmoid
-0.862, IPO 0.883, sigmoid with RE-PO 0.888. On clean labels no objective helps.
+Found: not measured yet.
 """
 
-import argparse
 import dataclasses
-import json
 import pathlib
-import tempfile
-from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
-from rich.console import Console
 
-from prefchat_jax.cli.console import table
-from prefchat_jax.datasets.labels import Buckets
-from prefchat_jax.datasets.records import read_records
-from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation.metrics import macro_f1, paired_bootstrap
-from prefchat_jax.finetune import Result, finetune
-from prefchat_jax.training.catalogue import GROUPS, NOISE, OBJECTIVES
-from prefchat_jax.training.checkpoints import load_model
-from prefchat_jax.training.config import FinetuneConfig, ModelSize
-from prefchat_jax.training.steps import predict, score
+from experiments.page import Experiment, Result, Settings, Table
+from experiments.trials import (
+    Setting,
+    Trial,
+    difference,
+    run_trials,
+    shown,
+)
+from prefchat_jax.evaluation import charts
+from prefchat_jax.training.catalogue import OBJECTIVES
+from prefchat_jax.training.loop import Progress
 
 CE_ALONE = "cross-entropy alone"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What to compare, and on what."""
+class Config(Settings):
+    """Compare preference losses on one or more data sets."""
 
-    data: str
-    val: str | None = None
-    flip: float = 0.0
+    data: tuple[str, ...]
+    """Folders with train.jsonl and val.jsonl, or files, a share of which judges."""
     objectives: tuple[str, ...] = tuple(OBJECTIVES)
-    groups: tuple[str, ...] = tuple(GROUPS)
-    noises: tuple[str, ...] = tuple(NOISE)
+    """Compare these [all]."""
+    groups: tuple[str, ...] = ()
+    """Also these groups of negatives, with the first objective."""
+    noises: tuple[str, ...] = ()
+    """Also these noise models, with the first objective."""
     weights: str | None = None
-    seeds: int = 3
-    epochs: int | None = None
-    val_split: float = 0.1
+    """A run to start from, all of which trains: the reference policy."""
     pref_weight: float = 0.2
-    model_size: ModelSize | None = None
+    """Weight of the preference loss."""
+    epochs: int | None = None
+    """Epochs [as finetune]."""
+    seeds: int = 8
+    """Runs of each."""
 
 
-class Judged(NamedTuple):
-    """What one run says on the rows it is judged on."""
-
-    predicted: np.ndarray
-    labels: np.ndarray
-    loss: float
-    seconds: float
-    reliability: dict[str, float]
-
-
-def variants(config: Config) -> dict[str, dict[str, Any]]:
-    """Settings of `finetune` by name; the first is the baseline."""
-    named: dict[str, dict[str, Any]] = {CE_ALONE: {"pref_weight": 0.0}}
+def settings(config: Config) -> dict[str, Setting]:
+    """Flags of `finetune` by name; the first is the baseline."""
     first, on = config.objectives[0], {"pref_weight": config.pref_weight}
-    for objective in config.objectives:
-        named[objective] = on | {"pref_objective": objective}
+    named: dict[str, dict] = {CE_ALONE: {"pref_weight": 0.0}}
+    named |= {name: on | {"pref_objective": name} for name in config.objectives}
     for flag, names in (
         ("pref_group_estimator", config.groups),
         ("pref_noise", config.noises),
     ):
         for name in names:
-            if name not in ("pairwise_mean", "none"):  # The defaults are there.
-                parts = {"pref_objective": first, flag: name}
-                named[f"{first} / {name}"] = on | parts
-    return named
+            named[f"{first}, {name}"] = on | {"pref_objective": first, flag: name}
+    common = {
+        "epochs": config.epochs,
+        "weights": config.weights,
+        "train_all": config.weights is not None,
+    }
+    return {name: common | flags for name, flags in named.items()}
 
 
-def run(config: Config) -> list[dict]:
-    """Trains every variant with every seed; one row of figures for each variant.
+def run(config: Config, progress: Progress) -> Result:
+    """One row for each data set and setting.
 
     Raises:
       UserError: a bad file, or settings that do not go together.
     """
-    if config.flip and not config.val:
-        raise UserError("--flip needs --val: rows with right labels to judge on.")
-    if not config.val and config.val_split == 0:
-        raise UserError("--val_split 0 leaves nothing to judge on: give --val.")
-    rows, correct = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        data = [
-            _data(config, pathlib.Path(folder), seed) for seed in range(config.seeds)
-        ]
-        for name, changes in variants(config).items():
-            judged = [_judge(config, data[i], i, changes) for i in range(config.seeds)]
-            correct[name] = [run.predicted == run.labels for run in judged]
-            rows.append({"variant": name} | _figures(judged, correct[name]))
-            # Each seed may have its own rows: those of all seeds are paired.
-            ours, theirs = (np.concatenate(correct[n]) for n in (name, CE_ALONE))
-            low, high = paired_bootstrap(ours, theirs)
-            difference = float(np.mean(ours) - np.mean(theirs))
-            rows[-1]["difference"] = [difference, low, high]
-    return rows
+    rows = []
+    for data in config.data:
+        trials = run_trials(data, settings(config), config.seeds, progress=progress)
+        rows += _rows(pathlib.Path(data).stem, trials)
+    return {"rows": rows}
 
 
-def _data(config: Config, folder: pathlib.Path, seed: int) -> str:
-    """The training corpus, or a copy of it with two annotators, one careless."""
-    if not config.flip:
-        return config.data
-    rng = np.random.default_rng(seed)
-    read_records([config.data])  # Says what is wrong with the file.
-    lines = pathlib.Path(config.data).read_bytes().splitlines()
-    rows = [msgspec.json.decode(line) for line in lines if line.strip()]
-    if config.data.endswith(".gz") or any("label" not in row for row in rows):
-        raise UserError(f"{config.data}: --flip needs plain rows that have a label.")
-    labels = sorted({row["label"] for row in rows})
-    for number, row in enumerate(rows):
-        row["annotator"] = "careless" if number % 2 else "careful"
-        if number % 2 and rng.random() < config.flip:
-            row["label"] = rng.choice([x for x in labels if x != row["label"]]).item()
-    path = folder / f"{seed}.jsonl"
-    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    return str(path)
-
-
-def _judge(config: Config, data: str, seed: int, changes: dict[str, Any]) -> Judged:
-    with tempfile.TemporaryDirectory() as folder:
-        settings = FinetuneConfig(
-            data=data,
-            output=folder,
-            weights=config.weights,
-            train_all=config.weights is not None,
-            seed=seed,
-            epochs=config.epochs,
-            val_split=config.val_split,
-            model_size=config.model_size,
-        )
-        result = finetune(dataclasses.replace(settings, **changes))
-        model, params = load_model(result.run)
-        reliability = result.run.config().get("reliability", {})
-    ids, weights, labels = _rows(config, result)
-    logits = predict(model, params, ids, weights)
-    loss = score(logits, labels)["loss"]
-    return Judged(logits.argmax(axis=1), labels, loss, result.seconds, reliability)
-
-
-def _rows(config: Config, result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features and labels of `--val`, or of the run's own validation rows."""
-    corpus = result.corpus
-    if not config.val:
-        return corpus.val.ids, corpus.val.weights, corpus.val.labels
-    rows = read_records([config.val]).examples
-    featurizer = corpus.featurizer
-    bags = featurizer.embedded(featurizer([row.context for row in rows]))
-    buckets = Buckets(corpus.labelled.buckets.labels, given=True)
-    return bags.ids, bags.weights, buckets.numbers(rows)
-
-
-def _figures(judged: list[Judged], correct: list[np.ndarray]) -> dict[str, Any]:
-    accuracies = [np.mean(rows) for rows in correct]
-    sources = judged[0].reliability
-    return {
-        "accuracy": float(np.mean(accuracies)),
-        "accuracy_std": float(np.std(accuracies)),
-        "macro_f1": float(np.mean([macro_f1(r.predicted, r.labels) for r in judged])),
-        "cross_entropy": float(np.mean([run.loss for run in judged])),
-        "seconds": float(np.mean([run.seconds for run in judged])),
-        "reliability": {
-            name: float(np.mean([run.reliability[name] for run in judged]))
-            for name in sources
-        },
-    }
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--val", help="rows to judge on")
-    flip = "share of wrong labels of every second row; needs --val"
-    parser.add_argument("--flip", type=float, default=0.0, help=flip)
-    for name, names in (
-        ("objectives", OBJECTIVES),
-        ("groups", GROUPS),
-        ("noises", NOISE),
-    ):
-        text = f"compare these; `--{name}` alone compares none [all]"
-        parser.add_argument(
-            f"--{name}", nargs="*", choices=names, default=[*names], help=text
-        )
-    parser.add_argument("--weights", help="a run to start from: the reference policy")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--val_split", type=float, default=0.1)
-    parser.add_argument("--pref_weight", type=float, default=0.2)
-    parser.add_argument("--json", action="store_true", help="print JSON lines instead")
-    args = vars(parser.parse_args(argv))
-    as_json = args.pop("json")
-    for name in ("objectives", "groups", "noises"):
-        args[name] = tuple(args[name])
-    config = Config(**args)
-    try:
-        rows = run(config)
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
-    if as_json:
-        for row in rows:
-            print(json.dumps({"config": dataclasses.asdict(config), **row}))
-        return
-    cells = [
-        [
-            row["variant"],
-            f"{row['accuracy']:.4f} +- {row['accuracy_std']:.4f}",
-            "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["difference"]),
-            f"{row['macro_f1']:.4f}",
-            f"{row['cross_entropy']:.4f}",
-            f"{row['seconds']:.1f}",
-            " ".join(f"{name} {r:.2f}" for name, r in row["reliability"].items()),
-        ]
-        for row in rows
+def _rows(data: str, trials: dict[str, Trial]) -> list[dict]:
+    return [
+        {
+            "data": data,
+            "objective": name,
+            **trial.figures(),
+            "difference": difference(trial, trials[CE_ALONE]),
+        }
+        for name, trial in trials.items()
     ]
-    columns = ["objective / part", "accuracy", "against CE alone, 95 %"]
-    columns += ["macro-F1", "val CE", "seconds", "reliability"]
-    title = f"{config.data}: {config.seeds} seeds, flip {config.flip:g}"
-    Console(width=140).print(table(title, columns, cells))
 
+
+def tables(result: Result) -> list[Table]:
+    """A leaderboard for each data set, the most accurate first."""
+    columns = ["objective", "accuracy", "against CE alone", "macro-F1"]
+    columns += ["calibration error", "val CE", "margin", "steps/s", "diverged"]
+    made = []
+    for data in dict.fromkeys(row["data"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["data"] == data]
+        rows.sort(key=lambda row: -row["accuracy"][0])
+        made.append(Table(f"{data}, val", columns, [_cells(row) for row in rows]))
+    return made
+
+
+def _cells(row: dict) -> list[str]:
+    alone = row["objective"] == CE_ALONE
+    return [
+        row["objective"],
+        shown(row["accuracy"]),
+        "" if alone else shown(row["difference"], signed=True),
+        f"{row['macro_f1']:.4f}",
+        f"{row['calibration']:.4f}",
+        f"{row['cross_entropy']:.4f}",
+        "" if alone else f"{row['margin']:.2f}",
+        f"{row['steps_per_second']:.0f}",
+        str(row["diverged"]),
+    ]
+
+
+def draw(result: Result):
+    """What each objective adds to cross-entropy alone, in points."""
+    sets = list(dict.fromkeys(row["data"] for row in result["rows"]))
+    shown = [row for row in result["rows"] if row["objective"] != CE_ALONE]
+    height = 0.25 * len(shown) / len(sets) + 0.9
+    figure = charts.new_figure(columns=len(sets), height=height)
+    grid = figure.subplots(1, len(sets), squeeze=False)[0]
+    for axes, data in zip(grid, sets, strict=True):
+        rows = [row for row in shown if row["data"] == data]
+        rows.sort(key=lambda row: -row["difference"][0])
+        points = 100 * np.array([row["difference"] for row in rows])
+        charts.leaderboard(
+            axes,
+            [row["objective"] for row in rows],
+            *points.T,
+            xlabel="accuracy against CE alone, points",
+            baseline=0.0,
+        )
+        axes.set_title(data, loc="left")
+    return figure
+
+
+EXPERIMENT = Experiment("compare_losses", __doc__, Config, run, tables, draw)
 
 if __name__ == "__main__":
-    main()
+    EXPERIMENT.main()

@@ -4,16 +4,17 @@ import csv
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prefchat_jax.building.config import usable_cores
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation.metrics import macro_f1
+from prefchat_jax.evaluation.metrics import expected_calibration_error, macro_f1
 from prefchat_jax.files import write_aside
 from prefchat_jax.finetune import Silent
 from prefchat_jax.models.frozen import trained_params
@@ -54,6 +55,7 @@ FIGURES = (
     "eval_loss",
     "eval_accuracy",
     "eval_macro_f1",
+    "eval_calibration",
     "loss",
     "rewards/margins",
     "rewards/accuracies",
@@ -65,6 +67,13 @@ COLUMNS = (*RUN_FIELDS, *FIGURES)
 
 # A row of the table: texts by column, as they stand in the file.
 Row = dict[str, str]
+# The labels that a run trains on, of its place and the right ones.
+Relabel = Callable[[int, np.ndarray], np.ndarray]
+
+
+def _as_they_are(number: int, labels: np.ndarray) -> np.ndarray:
+    del number
+    return labels
 
 
 class Sweep(NamedTuple):
@@ -95,24 +104,22 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
     configs = list(config.runs())
     output = RunDirectory.create(config.output)
     table = output.path / "results.csv"
-    progress = cast(Progress, _Once(progress))
-    corpus = load_corpus(configs[0], progress)
-    source = load_source(configs[0])
-    identity = corpus.fingerprint[:16]
-    if source is not None:
-        identity += fingerprint(source.params, corpus.featurizer)[:16]
-    runs = [_run(run, corpus, source, progress) for run in configs]
-    rows = _rows(configs[0], corpus, source, progress)
+    study = _study(configs, _as_they_are, cast(Progress, _Once(progress)))
     keys = [
-        _settings(config, run, identity)
-        for config, run in zip(configs, runs, strict=True)
+        _settings(flags, run, study.identity)
+        for flags, run in zip(configs, study.runs, strict=True)
     ]
     with output.alone():
         found = _read(table)
-        todo = {i: run for i, run in enumerate(runs) if _identity(keys[i]) not in found}
+        todo = {
+            i: run
+            for i, run in enumerate(study.runs)
+            if _identity(keys[i]) not in found
+        }
         spent = _Spent()
-        for number, outcome, at_once in _train(config, todo, rows, spent, progress):
-            row = keys[number] | _figures(outcome, corpus, at_once)
+        trained = _train(todo, study.rows, config.runs_at_once, spent, progress)
+        for number, outcome, at_once in trained:
+            row = keys[number] | _figures(outcome, study.corpus, at_once)
             found[_identity(row)] = row
             _write(table, found.values())
     return Sweep(
@@ -124,6 +131,58 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
     )
 
 
+def train_runs(
+    configs: Sequence[FinetuneConfig],
+    relabel: Relabel = _as_they_are,
+    progress: Progress = Silent(),
+) -> tuple[Corpus, list[Outcome]]:
+    """Trains runs that share one corpus as a sweep does, and keeps them in memory.
+
+    Args:
+      configs: flags of the runs, which differ in nothing that makes the corpus.
+      relabel: makes the `[n]` labels that a run trains on, of its place in `configs`
+        and the right ones: wrong ones, say.
+      progress: is told what happens.
+
+    Returns:
+      The corpus, and what each run came to.
+
+    Raises:
+      UserError: bad data or settings.
+    """
+    study = _study(configs, relabel, cast(Progress, _Once(progress)))
+    runs = dict(enumerate(study.runs))
+    trained = _train(runs, study.rows, None, _Spent(), progress)
+    outcomes = {number: outcome for number, outcome, _ in trained}
+    return study.corpus, [outcomes[number] for number in runs]
+
+
+class _Study(NamedTuple):
+    """Runs over one corpus, ready to train."""
+
+    corpus: Corpus
+    identity: str  # Of the corpus, and of the run that all start from.
+    runs: list[Run]
+    rows: tuple[Rows, Rows]  # For training and for validation.
+
+
+def _study(
+    configs: Sequence[FinetuneConfig], relabel: Relabel, progress: Progress
+) -> _Study:
+    corpus = load_corpus(configs[0], progress)
+    source = load_source(configs[0])
+    identity = corpus.fingerprint[:16]
+    if source is not None:
+        identity += fingerprint(source.params, corpus.featurizer)[:16]
+    runs = []
+    for number, config in enumerate(configs):
+        labels = relabel(number, corpus.train.labels)
+        own = corpus._replace(train=corpus.train._replace(labels=labels))
+        runs.append(_run(config, own, source, progress))
+    rows = _rows(configs[0], corpus, source, progress)
+    return _Study(corpus, identity, runs, rows)
+
+
 @dataclasses.dataclass
 class _Spent:
     """What the programs of a sweep cost."""
@@ -133,9 +192,9 @@ class _Spent:
 
 
 def _train(
-    config: SweepConfig,
     runs: dict[int, Run],
     rows: tuple[Rows, Rows],
+    at_once: int | None,
     spent: _Spent,
     progress: Progress,
 ) -> Iterator[tuple[int, Outcome, int]]:
@@ -148,7 +207,7 @@ def _train(
     kinds: dict[Any, list[int]] = {}
     for number, run in runs.items():
         kinds.setdefault(run.structure(), []).append(number)
-    at_once, done = config.runs_at_once, 0
+    done = 0
     for place, members in enumerate(kinds.values(), 1):
         progress.stage(f"program {place} of {len(kinds)}")
         start = time.perf_counter()
@@ -268,7 +327,11 @@ def _figures(outcome: Outcome, corpus: Corpus, at_once: int) -> Row:
         metrics = outcome.history[best - 1]
         found |= {name: metrics[name] for name in FIGURES if name in metrics}
         found["best_epoch"] = best
-        found["eval_macro_f1"] = macro_f1(outcome.predicted, corpus.val.labels)
+        labels, (predicted, confidence) = corpus.val.labels, outcome.best
+        found["eval_macro_f1"] = macro_f1(predicted, labels)
+        found["eval_calibration"] = expected_calibration_error(
+            confidence, predicted == labels
+        )
         if "reliability/0" in metrics:
             found["reliability"] = ", ".join(
                 f"{name}={metrics[f'reliability/{source}']:.6f}"

@@ -14,7 +14,6 @@ from benchmarks import retrieval as retrieval_benchmark
 from benchmarks import serving as serving_benchmark
 from experiments import (
     cleaning,
-    compare_losses,
     preferences,
     stages,
     thumbs,
@@ -23,33 +22,6 @@ from experiments import (
 from prefchat_jax.building.filters import Limits, exchange_of, objection
 from prefchat_jax.datasets.records import read_pairs, read_records
 from prefchat_jax.errors import UserError
-
-
-def test_compare_losses_prints_a_row_for_each_variant(corpus_path):
-    config = compare_losses.Config(
-        data=str(corpus_path),
-        val=str(corpus_path),
-        flip=0.9,
-        objectives=("simpo",),
-        groups=("epo",),
-        noises=("none", "re_po"),
-        seeds=1,
-        epochs=1,
-        val_split=0.2,
-        model_size="base",
-    )
-    rows = compare_losses.run(config)
-    assert [row["variant"] for row in rows] == [
-        "cross-entropy alone",
-        "simpo",
-        "simpo / epo",
-        "simpo / re_po",
-    ]
-    assert rows[0]["difference"][0] == 0.0
-    assert len({row["cross_entropy"] for row in rows}) == 4
-    assert {"careful", "careless"} <= set(rows[-1]["reliability"])
-    with pytest.raises(UserError, match="--flip needs --val"):
-        compare_losses.run(dataclasses.replace(config, val=None))
 
 
 def test_a_warm_start_is_compared_with_none(run, corpus_path, monkeypatch):

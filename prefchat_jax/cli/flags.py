@@ -28,7 +28,12 @@ T = TypeVar("T")
 
 
 def parse(
-    config: type[T], command: str, argv: Sequence[str], *, first: str | None = None
+    config: type[T],
+    command: str,
+    argv: Sequence[str],
+    *,
+    first: str | None = None,
+    program: str = "prefchat",
 ) -> T:
     """Builds `config`; flags override what `--config FILE.yaml` says.
 
@@ -37,6 +42,7 @@ def parse(
       command: its name, for messages.
       argv: the words after it.
       first: the flag that a first word without one is the value of.
+      program: what the command is one of.
 
     Raises:
       UserError: an unknown flag, a wrong value, or a bad file.
@@ -48,7 +54,7 @@ def parse(
         argv = [f"--{first}", *argv]
     path, from_file, argv = _config_flags(config, list(argv))
     try:
-        made = _parse(config, command, [*from_file, *argv])
+        made = _parse(config, f"{program} {command}", [*from_file, *argv])
         _check_texts(made)
     except UserError as error:
         raise UserError(_place(str(error), path, from_file, argv)) from None
@@ -71,7 +77,7 @@ def _parse(config: type[T], command: str, argv: Sequence[str]) -> T:
             with capture:
                 return tyro.cli(
                     config,
-                    prog=f"prefchat {command}",
+                    prog=command,
                     description=description,
                     args=argv,
                 )
@@ -81,7 +87,7 @@ def _parse(config: type[T], command: str, argv: Sequence[str]) -> T:
         if found:
             raise found[0]
         message = _wrong_value(config, argv) or _first_paragraph(errors.getvalue())
-        see = f"See `prefchat {command} --help`."
+        see = f"See `{command} --help`."
         raise UserError(f"{_hint(config, argv)}{message} {see}")
 
 

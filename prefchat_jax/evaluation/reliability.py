@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation import charts
 from prefchat_jax.evaluation.metrics import Bins, reliability_bins
 from prefchat_jax.evaluation.run import Judgement
-from prefchat_jax.files import write_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito, told apart by most eyes and in grey.
-_BEFORE, _AFTER, _REPLIES = "#E69F00", "#0072B2", "#009E73"
+_AFTER, _BEFORE, _REPLIES = map(charts.look, range(3))
 
 
 def check_plot(path: str | os.PathLike) -> None:
@@ -23,8 +22,7 @@ def check_plot(path: str | os.PathLike) -> None:
     Raises:
       UserError: one of both.
     """
-    figure = _figure(1)
-    known = figure.canvas.get_supported_filetypes()
+    known = charts.new_figure().canvas.get_supported_filetypes()
     ending = os.path.splitext(path)[1].removeprefix(".").lower()
     if ending not in known:
         raise UserError(
@@ -49,20 +47,18 @@ def plot_reliability(path: str | os.PathLike, judged: Judgement, title: str) -> 
     columns = _columns(judged)
     if not columns:
         raise UserError("--plot: no in-scope row has a label or a reply to draw.")
-    figure = _figure(len(columns))
+    figure = charts.new_figure(len(columns), 2)
     grid = figure.subplots(
         2, len(columns), sharex=True, squeeze=False, height_ratios=(3, 1)
     )
     for (upper, lower), (name, curves) in zip(grid.T, columns.items(), strict=True):
         _draw_accuracy(upper, name, curves)
         _draw_counts(lower, curves)
-    figure.suptitle(title, fontsize=11)
-    ending = os.path.splitext(path)[1].removeprefix(".").lower()
-    with write_aside(path) as aside:
-        figure.savefig(aside, format=ending, dpi=160)
+    figure.suptitle(charts.plain(title), fontsize=11)
+    charts.save(figure, path, dpi=160)
 
 
-Curve = tuple[str, str, Bins]  # Its label, its colour, its points.
+Curve = tuple[str, dict[str, Any], Bins]  # Its label, its look, its points.
 
 
 def _columns(judged: Judgement) -> dict[str, list[Curve]]:
@@ -71,8 +67,8 @@ def _columns(judged: Judgement) -> dict[str, list[Curve]]:
     if buckets and buckets.examples:
         scaled = buckets.temperature
         columns["buckets"] = [
-            (name, color, reliability_bins(buckets.confidence(t), buckets.is_right))
-            for name, color, t in (
+            (name, look, reliability_bins(buckets.confidence(t), buckets.is_right))
+            for name, look, t in (
                 ("before scaling", _BEFORE, 1.0),
                 (f"at temperature {scaled:.2f}", _AFTER, scaled),
             )
@@ -86,40 +82,29 @@ def _columns(judged: Judgement) -> dict[str, list[Curve]]:
 
 def _draw_accuracy(axes: "Axes", name: str, curves: list[Curve]) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    for number, (label, color, bins) in enumerate(curves):
+    for label, look, bins in curves:
         held = bins.counts > 0
         points = bins.confidence[held], bins.accuracy[held]
-        style = {"color": color, "marker": "os"[number]}
         name_and_error = f"{label}: ECE {bins.error:.3f}"
-        axes.plot(*points, **style, linewidth=1.2, markersize=4, label=name_and_error)
+        axes.plot(*points, **look, linewidth=1.2, markersize=4, label=name_and_error)
         # Large where there are many rows: the small ones are mostly chance.
         size = 14 + 110 * np.sqrt(bins.counts[held] / bins.counts.max())
+        style = {"color": look["color"], "marker": look["marker"]}
         axes.scatter(*points, size, **style, edgecolor="white", zorder=3, clip_on=False)
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    charts.label_axes(axes, "", "accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_title(name, loc="left")
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
     axes.legend(loc="lower right", fontsize=9, framealpha=0.85)
 
 
 def _draw_counts(axes: "Axes", curves: list[Curve]) -> None:
-    for number, (_, color, bins) in enumerate(curves):
+    for number, (_, look, bins) in enumerate(curves):
         width = (bins.edges[1] - bins.edges[0]) * 0.9 / len(curves)
         left = bins.edges[:-1] + (bins.edges[1] - bins.edges[0]) * 0.05
-        axes.bar(left + number * width, bins.counts, width, align="edge", color=color)
+        place, color = left + number * width, look["color"]
+        axes.bar(place, bins.counts, width, align="edge", color=color)
     # A few rows at low confidence matter as much as many at high confidence.
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set(xlabel="confidence", ylabel="rows (log scale)", ylim=(0, None))
-    axes.grid(axis="y", color="0.92")
-    axes.set_axisbelow(True)
-
-
-def _figure(columns: int) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "--plot needs matplotlib: pip install 'prefchat-jax[report]'."
-        ) from error
-    return Figure(figsize=(4.8 * columns, 6.4), layout="constrained")
+    charts.label_axes(axes, "confidence", "rows (log scale)")
+    axes.set_ylim(0, None)

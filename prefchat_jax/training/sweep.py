@@ -46,7 +46,7 @@ class Run(NamedTuple):
     Attributes:
       recipe: its hyper-parameters, and what they are numbers of.
       loop: its epochs.
-      plan: the order of its rows.
+      plan: the order of its rows, and their labels.
       params: makes its initial parameters.
       ref_logits: makes its `[n, C]` logits of the reference policy, or None.
     """
@@ -67,19 +67,33 @@ class Run(NamedTuple):
         )
 
 
+class Answers(NamedTuple):
+    """What a run says on the validation rows.
+
+    Attributes:
+      predicted: `[n]` buckets.
+      confidence: `[n]` their probabilities.
+    """
+
+    predicted: np.ndarray
+    confidence: np.ndarray
+
+
 class Outcome(NamedTuple):
     """What a run of a sweep came to.
 
     Attributes:
       history: means of each epoch, as `finetune` writes them; without the epochs
         from where the run diverged on.
-      predicted: `[n]` buckets of the validation rows at the best epoch.
+      best: answers at the best epoch, which `finetune` would save.
+      last: answers at the last epoch, which no validation row chose.
       diverged: what was not finite first, and when; empty if all was.
       steps_per_second: micro-batches of all runs that trained together, a second.
     """
 
     history: list[Metrics]
-    predicted: np.ndarray
+    best: Answers
+    last: Answers
     diverged: str
     steps_per_second: float
 
@@ -90,6 +104,7 @@ class Lanes(NamedTuple):
     recipe: Recipe
     key: jax.Array
     ramp_steps: jax.Array
+    labels: jax.Array
     ref_logits: jax.Array | None
 
 
@@ -119,7 +134,8 @@ def run_epoch(
 
     def one(own):
         lane, state, plan = own
-        recipe, given = lane.recipe, rows._replace(ref_logits=lane.ref_logits)
+        recipe = lane.recipe
+        given = rows._replace(labels=lane.labels, ref_logits=lane.ref_logits)
         state, metrics = run_steps(
             recipe, state, given, plan, lane.key, lane.ramp_steps
         )
@@ -209,6 +225,7 @@ class Program:
                 [run.loop.ramp_epochs * run.plan.micro_batches for run in runs],
                 jnp.float32,
             ),
+            jnp.stack([run.plan.labels for run in runs]),
             jnp.stack(refs) if refs else None,
         )
         params = _stack([run.params() for run in runs])
@@ -265,7 +282,7 @@ class _Track:
     def __init__(self, run: Run):
         self._run = run
         self._history: list[Metrics] = []
-        self._predicted = np.zeros(0, np.int64)
+        self._best = self._last = Answers(np.zeros(0, np.int64), np.zeros(0))
         self._diverged = ""
 
     def add(
@@ -289,8 +306,9 @@ class _Track:
             self._run.recipe.objective.preference, reliability
         )
         self._history.append({"epoch": epoch, **means})
+        self._last = _answers(logits)
         if best_epoch(self._history) == epoch:
-            self._predicted = logits.argmax(axis=-1)
+            self._best = self._last
 
     def is_over(self) -> bool:
         """Whether this run has diverged, or is through."""
@@ -298,7 +316,15 @@ class _Track:
 
     def outcome(self, steps_per_second: float) -> Outcome:
         """What the run came to."""
-        return Outcome(self._history, self._predicted, self._diverged, steps_per_second)
+        return Outcome(
+            self._history, self._best, self._last, self._diverged, steps_per_second
+        )
+
+
+def _answers(logits: np.ndarray) -> Answers:
+    """The most likely bucket of each row of logits `[n, C]`, and how likely it is."""
+    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return Answers(logits.argmax(axis=-1), 1 / odds.sum(axis=-1))
 
 
 def _stack(trees: Sequence[Any]) -> Any:

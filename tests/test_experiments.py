@@ -1,0 +1,190 @@
+"""The experiments, small: their figures come out again by other means."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from experiments import compare_losses, label_noise, results
+from experiments.trials import difference, run_trials
+from prefchat_jax.evaluation.metrics import crossed_bootstrap
+from prefchat_jax.finetune import Silent, finetune
+from prefchat_jax.training.checkpoints import load_model
+from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.steps import predict
+
+WORDS = ("parcel", "refund", "invoice", "umbrella", "password", "museum")
+
+
+def rows(count, first=0):
+    """Questions of six classes that share no word but fillers."""
+    return [
+        {
+            "user": f"my {WORDS[i % 6]} {WORDS[i % 6]}s number {first + i} please",
+            "label": WORDS[i % 6],
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set: train.jsonl and val.jsonl."""
+    path = tmp_path_factory.mktemp("planted")
+    for name, made in (("train", rows(120)), ("val", rows(48, first=500))):
+        lines = (json.dumps(row) + "\n" for row in made)
+        (path / f"{name}.jsonl").write_text("".join(lines))
+    return path
+
+
+SMALL = {"epochs": 2, "model_size": "base", "pref_weight": 0.0}
+
+
+def test_a_trial_is_that_run_of_finetune_at_its_last_epoch(folder, tmp_path):
+    trials = run_trials(str(folder), {"one": SMALL, "other": SMALL | {"lr": 1e-3}}, 2)
+    config = FinetuneConfig(
+        data=str(folder / "train.jsonl"),
+        val=str(folder / "val.jsonl"),
+        output=str(tmp_path),
+        seed=1,
+        data_seed=0,
+        scorer_epochs=0,
+        **SMALL,
+    )
+    result = finetune(config)
+    last = result.fit.history[-1]
+    outcome = trials["one"].outcomes[1]
+    assert outcome.history[-1]["eval_loss"] == pytest.approx(last["eval_loss"], 1e-9)
+    assert trials["one"].correct()[1].mean() == last["eval_accuracy"]
+    mean, low, high = difference(trials["one"], trials["other"])
+    both = [trials[name].correct() for name in ("one", "other")]
+    assert mean == pytest.approx(both[0].mean() - both[1].mean())
+    assert low <= mean <= high
+    if result.fit.best_epoch == len(result.fit.history):
+        val = result.corpus.val
+        logits = predict(*load_model(result.run), val.ids, val.weights)
+        np.testing.assert_array_equal(outcome.last.predicted, logits.argmax(axis=-1))
+
+
+def test_a_planted_label_is_what_a_run_learns(folder):
+    turned = lambda name, seed, labels: (labels + 1) % 6 if name == "turned" else labels
+    plain = SMALL | {"epochs": 12}
+    trials = run_trials(str(folder), {"right": plain, "turned": plain}, 1, plant=turned)
+    assert trials["right"].correct().mean() == 1.0
+    found = trials["turned"].outcomes[0].last.predicted
+    np.testing.assert_array_equal(found, (trials["turned"].labels + 1) % 6)
+
+
+def test_the_crossed_bootstrap_knows_both_sources_of_luck():
+    rng = np.random.default_rng(0)
+    seeds, items = rng.normal(0, 3, (6, 1)), rng.normal(0, 1, (1, 400))
+    for values, sd in (
+        (np.broadcast_to(items, (6, 400)), items.std() / 20),
+        (np.broadcast_to(seeds, (6, 400)), seeds.std() / 6**0.5),
+        (
+            seeds + items,
+            (items.std() ** 2 / 400 + seeds.std() ** 2 / 6) ** 0.5,
+        ),
+    ):
+        low, high = crossed_bootstrap(values)
+        assert high - low == pytest.approx(2 * 1.96 * sd, rel=0.12)
+        assert low < values.mean() < high
+    assert np.isnan(crossed_bootstrap(np.zeros((0, 4)))).all()
+
+
+@pytest.mark.parametrize("kind", label_noise.KINDS)
+def test_flips_are_as_many_and_as_wrong_as_planted(kind):
+    labels = np.arange(60_000) % 10
+    rate = np.where(labels < 5, 0.1, 0.4)
+    flipped = label_noise.flip(labels, rate, kind, seed=3)
+    wrong = flipped != labels
+    assert wrong[labels < 5].mean() == pytest.approx(0.1, abs=0.006)
+    assert wrong[labels >= 5].mean() == pytest.approx(0.4, abs=0.01)
+    steps = (flipped - labels)[wrong] % 10
+    if kind == "symmetric":
+        counts = np.bincount(steps, minlength=10)[1:] / len(steps)
+        np.testing.assert_allclose(counts, 1 / 9, atol=0.01)
+    else:
+        assert set(steps) == {1}
+    assert (label_noise.flip(labels, 0.0, kind, seed=3) == labels).all()
+
+
+def test_compare_losses_ranks_what_it_trained_and_writes_it_down(folder, tmp_path):
+    config = compare_losses.Config(
+        data=(str(folder),),
+        objectives=("simpo",),
+        groups=("epo",),
+        seeds=2,
+        epochs=1,
+        output=str(tmp_path),
+    )
+    result = compare_losses.EXPERIMENT.answer(config, root=str(folder.parent))
+    names = ["cross-entropy alone", "simpo", "simpo, epo"]
+    assert [row["objective"] for row in result["rows"]] == names
+    assert len({row["cross_entropy"] for row in result["rows"]}) == 3
+    assert result["rows"][0]["difference"] == (0.0, 0.0, 0.0)
+    written = json.loads((tmp_path / "compare_losses.json").read_text())
+    assert written["command"].startswith(
+        f"python -m experiments.compare_losses --data {folder.name} --objectives simpo"
+    )
+    with (tmp_path / "compare_losses.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["accuracy_low"]) for row in table] == [
+        row["accuracy"][1] for row in written["rows"]
+    ]
+    assert (tmp_path / "compare_losses.png").stat().st_size < 60_000
+    [shown] = compare_losses.tables(written)
+    assert len(shown.cells) == 3
+
+
+def test_label_noise_tells_accuracies_and_reliabilities(folder, monkeypatch):
+    few = (label_noise.CE, label_noise.RE_PO)
+    losses = label_noise.losses
+    fewer = lambda rate: {name: losses(rate)[name] for name in few}
+    monkeypatch.setattr(label_noise, "losses", fewer)
+    config = label_noise.Config(data=str(folder), rates=(0.0, 0.4), epochs=1, seeds=1)
+    result = label_noise.run(config, Silent())
+    assert len(result["rows"]) == 3 * len(few)
+    named = {row["source"]: row["planted"] for row in result["sources"]}
+    assert named == label_noise.ANNOTATORS
+    learned = [row["learned"][0] for row in result["sources"]]
+    assert all(0.5 <= value <= 0.95 for value in learned) and len(set(learned)) > 1
+    for table in label_noise.tables(result):
+        assert all(len(cells) == len(table.columns) for cells in table.cells)
+    assert label_noise.draw(result).axes[0].get_xlabel() == "wrong training labels, %"
+
+
+def test_the_page_has_every_experiment_that_was_run(folder, tmp_path, monkeypatch):
+    small = lambda **given: compare_losses.Config(
+        objectives=("sigmoid",), seeds=1, epochs=1, **given
+    )
+    experiment = compare_losses.EXPERIMENT._replace(config=small)
+    monkeypatch.setattr(results, "RUNS", ((experiment, {"data": (folder.name,)}),))
+    config = results.Config(data=str(folder.parent), docs=str(tmp_path))
+    results.run(config)
+    page = (tmp_path / "results.md").read_text()
+    assert (
+        f"## {experiment.question}" in page and "](results/compare_losses.png)" in page
+    )
+    assert "| sigmoid |" in page and "cross-entropy alone" in page
+    (tmp_path / "results.md").unlink()
+    results.run(results.Config(data="nowhere", docs=str(tmp_path), only=()))
+    assert (tmp_path / "results.md").read_text() == page  # Without running anything.
+
+
+def test_wrong_settings_are_one_line(folder, tmp_path, capsys):
+    for main, argv, said in (
+        (results.main, ["--data", "x", "--only", "nothing"], "--only nothing"),
+        (compare_losses.EXPERIMENT.main, ["--data", str(tmp_path)], "train.jsonl"),
+        (
+            compare_losses.EXPERIMENT.main,
+            ["--data", str(folder), "--seed", "3"],
+            "--seed",
+        ),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said in error and error.startswith("error: ")
