@@ -11,7 +11,12 @@ compared with cross-entropy alone on the same draws; tau is the authors'. All el
 as `finetune` chooses it for so many rows. Intervals of accuracy are over draws and
 rows, those of macro-F1 over draws.
 
-Found: not measured yet.
+Found, on 2 busy cores in 1,021 s, on CLINC150 at ratios of 1, 10 and 100: macro-F1 of
+cross-entropy 0.9370, 0.8640 and 0.6208. Logit adjustment adds 0.0, 2.0 [1.3, 2.7] and
+10.0 [9.3, 10.8] points, balanced sampling 0.1 [-0.3, 0.4], 1.4 [0.9, 1.8] and 6.1
+[5.1, 7.1]; to accuracy a little less. The preference loss helps with none of this:
+alone it changes macro-F1 by at most 0.4 points, and every interval holds 0; at a ratio
+of 100 logit adjustment has 0.7130 with it and 0.7211 without.
 """
 
 import dataclasses
@@ -117,7 +122,10 @@ def draw(result: Result):
             ]
             curves[name] = tuple(np.array(points).T)
         charts.lines(axes, curves, "rows of the largest class / smallest", label)
+        ratios = sorted({row["ratio"] for row in result["rows"]})
         axes.set_xscale("log")
+        axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+        axes.minorticks_off()
     return figure
 
 
