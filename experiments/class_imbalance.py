@@ -27,6 +27,7 @@ import numpy as np
 from experiments.draws import cells, columns, run_draws
 from experiments.page import Experiment, Result, Settings, Table
 from experiments.trials import Setting
+from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation import charts
 from prefchat_jax.training.loop import Progress
 
@@ -74,8 +75,10 @@ def run(config: Config, progress: Progress) -> Result:
     """One row for each ratio and setting.
 
     Raises:
-      UserError: a bad file, or settings that do not go together.
+      UserError: a bad file or setting.
     """
+    if min(config.ratios) < 1:
+        raise UserError(f"--ratios {min(config.ratios):g}: must be at least 1.")
     rows = []
     for ratio in config.ratios:
         scores = run_draws(

@@ -87,6 +87,8 @@ def run_draws(
     Raises:
       UserError: bad data or settings, or a class with too few rows.
     """
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: must be at least 1.")
     answers: dict[str, list[Answers]] = {}
     for seed, folder in _drawn(data, sizes, seeds):
         trials = run_trials(str(folder), settings, 1, first=seed, progress=progress)

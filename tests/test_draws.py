@@ -150,12 +150,24 @@ def test_without_scikit_learn_it_is_one_line(planted, monkeypatch):
         few_shot.svm_predictions(planted)
 
 
-def test_more_examples_than_there_are_is_one_line(planted, tmp_path):
-    config = few_shot.Config(data=(str(planted),), shots=(21,))
-    with pytest.raises(UserError, match=r"class hours has 20 rows, and 21 are"):
-        few_shot.run(config, Silent())
-    with pytest.raises(UserError, match="--shots 0: must be at least 1"):
-        few_shot.run(few_shot.Config(data=(str(planted),), shots=(5, 0)), Silent())
-    file = str(planted / "train.jsonl")
-    with pytest.raises(UserError, match="is no folder with train.jsonl"):
-        class_imbalance.run(class_imbalance.Config(data=file), Silent())
+@pytest.mark.parametrize(
+    ("experiment", "flags", "message"),
+    [
+        (
+            few_shot,
+            ["--shots", "21"],
+            "class hours has 20 rows, and 21 are to be",
+        ),
+        (few_shot, ["--shots", "5", "0"], "--shots 0: must be at least 1"),
+        (few_shot, ["--seeds", "0"], "--seeds 0: must be at least 1"),
+        (class_imbalance, ["--ratios", "0.5"], "--ratios 0.5: must be at least 1"),
+        (class_imbalance, ["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (class_imbalance, ["--data", "x.jsonl"], "x.jsonl is no folder with train"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(experiment, flags, message, planted, capsys):
+    with pytest.raises(SystemExit) as stop:
+        experiment.EXPERIMENT.main(["--data", str(planted), *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
