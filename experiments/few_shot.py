@@ -9,11 +9,11 @@ that `finetune` adds by default, with IPO at the same weight, and the linear SVM
 accuracy are over draws and rows, those of macro-F1 over draws. Needs the extra
 `experiments` (scikit-learn).
 
-Found on BANKING77, in 538 s on 2 busy cores: macro-F1 of cross-entropy 0.548, 0.708 and
-0.855 with 5, 10 and 30 examples a class; of the SVM 0.590, 0.708 and 0.828, which is 4.2
-points [1.8, 6.6] more, as much, and 2.6 [1.5, 3.7] less. Neither preference loss helps:
-they change it by at most 0.6 points, and every interval holds 0. CLINC150 and HWU64 are
-not measured yet.
+Found on BANKING77, in 538 s on 2 busy cores: macro-F1 of cross-entropy 0.548, 0.708
+and 0.855 with 5, 10 and 30 examples a class; of the SVM 0.590, 0.708 and 0.828, which
+is 4.2 points [1.8, 6.6] more, as much, and 2.6 [1.5, 3.7] less. Neither preference
+loss helps: they change it by at most 0.6 points, and every interval holds 0. CLINC150
+and HWU64 are not measured yet.
 """
 
 import dataclasses
