@@ -13,6 +13,7 @@ warm_start.json    what of the run of --weights was taken over, if there was one
 imported/          that run, if --weights was a checkpoint of PyTorch
 feedback.jsonl     preference pairs of users, from `prefchat serve`
 metrics.jsonl      one line for every chunk of training steps and every epoch
+tensorboard/       the same for TensorBoard, with --report_to
 ```
 """
 
