@@ -13,6 +13,7 @@ from prefchat_jax.training.kinds import KINDS
 LAYERS = [
     "errors",
     "files",
+    "pages",
     "numerics",
     "losses",
     "text",
