@@ -49,7 +49,7 @@ def varying(rows: Sequence[Row]) -> list[str]:
     names: list[str] = []
     told: list[tuple[str, ...]] = [()] * len(rows)
     for name in _TELLING:
-        finer = [
+        finer: list[tuple[str, ...]] = [
             (*before, row.get(name, "")) for before, row in zip(told, rows, strict=True)
         ]
         if len(set(finer)) > len(set(told)):

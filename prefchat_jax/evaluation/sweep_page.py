@@ -1,0 +1,146 @@
+"""Sweep page: HTML of sweeps, leaderboard and figures by setting. No JAX."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from prefchat_jax.evaluation import charts
+from prefchat_jax.evaluation.leaderboard import SHOWN, Setting, settings, varying
+from prefchat_jax.evaluation.metrics import mean_interval
+from prefchat_jax.pages import picture, safe, table
+from prefchat_jax.training.sweep_table import Row
+
+_RANKED = 40  # Settings that the picture of the leaderboard shows,
+_LINES = 10  # and that a picture by one setting tells apart.
+_FAR = 8  # From this ratio of its ends on an axis is logarithmic.
+
+
+def sweep_sections(rows: Sequence[Row]) -> Iterable[str]:
+    """What a page says of the runs of sweeps.
+
+    Raises:
+      UserError: matplotlib is missing.
+    """
+    names = varying(rows)
+    ranked = settings(rows, names)
+    yield "<h2>Leaderboard</h2>"
+    yield (
+        f"<p>{len(rows):,} runs of {len(ranked):,} settings, the most accurate first: "
+        "means over seeds, and what their 95 % intervals (Student&#8217;s t) add and "
+        "take. All runs were judged by the same validation rows, whose own chance the "
+        "intervals leave out.</p>"
+    )
+    yield _table(ranked, names)
+    through = [one for one in ranked if one.figures("eval_accuracy")]
+    if through:
+        yield _leaderboard(through[:_RANKED], names, len(through))
+    for name in names:
+        yield from _by_axis(through, names, name)
+    yield from _diverged(ranked, names)
+
+
+def interval_text(values: Sequence[float]) -> str:
+    """Mean and 95 % interval over seeds; the mean alone of one, nothing of none."""
+    if not values:
+        return ""
+    mean, low, _ = mean_interval(values)
+    return f"{mean:.4f}" if math.isnan(low) else f"{mean:.4f} ± {mean - low:.4f}"
+
+
+def _table(ranked: Sequence[Setting], names: Sequence[str]) -> str:
+    rows = (
+        [
+            *map(safe, one.values),
+            *(interval_text(one.figures(figure)) for figure in SHOWN),
+            f"{len(one.rows):,}",
+            f"{len(one.diverged):,}",
+        ]
+        for one in ranked
+    )
+    columns = [*names, *SHOWN.values(), "runs", "diverged"]
+    return table(columns, rows, figures=range(len(names), len(columns)))
+
+
+def _leaderboard(ranked: Sequence[Setting], names: Sequence[str], total: int) -> str:
+    figure = charts.new_figure(height=0.9 + 0.24 * len(ranked))
+    found = [mean_interval(one.figures("eval_accuracy")) for one in ranked]
+    labels = [_label(one.values, names) for one in ranked]
+    mean, low, high = np.array(found).T
+    charts.leaderboard(
+        figure.subplots(), labels, mean, low, high, "validation accuracy"
+    )
+    which = f"The best {len(ranked)} of {total}" if len(ranked) < total else "All"
+    return picture(
+        charts.svg(figure),
+        f"{which} settings: mean validation accuracy and its 95 % interval over seeds.",
+    )
+
+
+def _by_axis(
+    ranked: Sequence[Setting], names: Sequence[str], name: str
+) -> Iterable[str]:
+    """Accuracy by one numeric setting, a line for each setting of the others."""
+    place = names.index(name)
+    others = [*names[:place], *names[place + 1 :]]
+    groups: dict[tuple[str, ...], list[tuple[float, Setting]]] = {}
+    for one in ranked:  # The best first: so are the lines.
+        x = _number(one.values[place])
+        if x is not None:
+            rest = (*one.values[:place], *one.values[place + 1 :])
+            groups.setdefault(rest, []).append((x, one))
+    groups = {rest: points for rest, points in groups.items() if len(points) > 1}
+    if not groups:
+        return
+    curves: dict[str, charts.Curve] = {}
+    for rest, points in list(groups.items())[:_LINES]:
+        points.sort(key=lambda point: point[0])
+        found = [mean_interval(one.figures("eval_accuracy")) for _, one in points]
+        curves[_label(rest, others)] = ([x for x, _ in points], *np.array(found).T)
+    figure = charts.new_figure(height=3.6)
+    axes = figure.subplots()
+    charts.lines(axes, curves, name, "validation accuracy")
+    xs = sorted({x for points in groups.values() for x, _ in points})
+    if xs[0] > 0 and xs[-1] / xs[0] >= _FAR:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        if len(xs) <= _LINES:
+            axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    left_out = len(groups) - len(curves)
+    yield f"<h3>Accuracy by {safe(name)}</h3>"
+    yield picture(
+        charts.svg(figure),
+        f"Mean validation accuracy by {name}, with its 95 % interval over seeds"
+        + (f"; the best {len(curves)} of {len(groups)} lines." * bool(left_out) or "."),
+    )
+
+
+def _diverged(ranked: Sequence[Setting], names: Sequence[str]) -> Iterable[str]:
+    broken = [(one, row) for one in ranked for row in one.diverged]
+    if not broken:
+        return
+    yield "<h2>Runs that diverged</h2>"
+    rows = (
+        [*map(safe, one.values), safe(row["seed"]), safe(row["diverged"])]
+        for one, row in broken
+    )
+    yield table([*names, "seed", "where"], rows, figures=())
+
+
+def _label(values: Sequence[str], names: Sequence[str]) -> str:
+    """A setting in few words: numbers need their names, words mostly do not."""
+    pairs = zip(values, names, strict=True)
+    parts = [
+        value
+        if _number(value) is None and value not in ("", "True", "False")
+        else f"{name} {value or 'none'}"
+        for value, name in pairs
+    ]
+    return ", ".join(parts) or "the one setting"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
