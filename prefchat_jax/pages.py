@@ -84,23 +84,26 @@ def from_markdown(text: str) -> str:
     Headings go down by one; code, tables and paragraphs are known, nothing else.
     """
     made = []
-    for block in re.findall(r"^```\n.*?^```$|.+?(?=\n\n|\Z)", text, re.M | re.S):
-        lines = block.strip().splitlines()
-        if not lines:
-            continue
-        if heading := re.fullmatch(r"(#+) (.*)", lines[0]):
-            level = min(len(heading[1]) + 1, 6)
-            made.append(f"<h{level}>{safe(heading[2])}</h{level}>")
-        elif lines[0] == "```":
-            made.append(f"<pre><code>{safe(chr(10).join(lines[1:-1]))}</code></pre>")
-        elif lines[0].startswith("|"):
-            columns, _, *rows = map(_cells, lines)
-            figures = range(1, len(columns))
-            cells = ([safe(cell) for cell in row] for row in rows)
-            made.append(table(columns, cells, figures=figures))
+    # Between the fences stands code: each second piece.
+    for number, piece in enumerate(re.split(r"^```$", text, flags=re.M)):
+        if number % 2:
+            made.append(f"<pre><code>{safe(piece.strip())}</code></pre>")
         else:
-            made.append(f"<p>{safe(' '.join(lines))}</p>")
+            made += map(_block, filter(None, map(str.strip, piece.split("\n\n"))))
     return "\n".join(made)
+
+
+def _block(text: str) -> str:
+    """A heading, a table or a paragraph."""
+    lines = text.splitlines()
+    if heading := re.match(r"(#+) (.*)", lines[0]):
+        level = min(len(heading[1]) + 1, 6)
+        return f"<h{level}>{safe(heading[2])}</h{level}>"
+    if lines[0].startswith("|"):
+        columns, _, *rows = map(_cells, lines)
+        cells = (list(map(safe, row)) for row in rows)
+        return table(columns, cells, figures=range(1, len(columns)))
+    return f"<p>{safe(' '.join(lines))}</p>"
 
 
 def safe(text: object) -> str:

@@ -19,17 +19,20 @@ from prefchat_jax.pages import document
 from prefchat_jax.training.sweep_table import Row, read_table
 
 _PRINTED = 10  # Settings of sweeps that the terminal shows.
-_FIGURES = set(SHOWN)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportFlags:
     """Write a page with curves and figures of runs and of sweeps, side by side."""
 
-    runs: tuple[str, ...]
+    runs: tuple[str, ...] = ()
     """Run directories and folders of sweeps; may come first, without the flag."""
     output: str | None = None
     """HTML file to write [report.html in the first of them]."""
+
+    def __post_init__(self):
+        if not self.runs:
+            raise UserError("--runs is missing: name runs, or folders of sweeps.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,23 +41,21 @@ def main(argv: Sequence[str]) -> None:
     _check_differ(given.runs)
     if given.output:
         check_outputs({"output": given.output})
+    names = short_names(given.runs)
     runs, rows = [], []
-    for path, name in zip(given.runs, short_names(given.runs), strict=True):
+    for path, name in zip(given.runs, names, strict=True):
         if (pathlib.Path(path) / "results.csv").exists():
             rows += [row | {"sweep": name} for row in _read_sweep(path)]
         else:
             runs.append(_read_run(path, name))
-    path = given.output or pathlib.Path(given.runs[0]) / "report.html"
-    body = [
-        *(run_sections(runs) if runs else ()),
-        *(sweep_sections(rows) if rows else ()),
-    ]
-    title = ", ".join(short_names(given.runs))
-    with write_aside(path) as aside:
-        aside.write_text(document(title, body) + "\n", encoding="utf-8")
+    body = list(run_sections(runs)) + (list(sweep_sections(rows)) if rows else [])
+    page = given.output or pathlib.Path(given.runs[0]) / "report.html"
+    with write_aside(page) as aside:
+        text = document(f"Report on {', '.join(names)}", body)
+        aside.write_text(text, encoding="utf-8")
     console = output()
     _show(runs, rows, console)
-    console.print(f"page: {path}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"page: {page}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _check_differ(paths: Sequence[str]) -> None:
@@ -82,7 +83,7 @@ def _read_sweep(path: str) -> list[Row]:
     if not rows:
         raise UserError(f"{table_path} has no run yet: let `prefchat sweep` go on.")
     for line, row in enumerate(rows, 2):
-        for name in _FIGURES:
+        for name in SHOWN:
             try:
                 float(row[name] or 0)
             except ValueError:
@@ -114,5 +115,7 @@ def _show(runs: Sequence[Told], rows: Sequence[Row], console: Console) -> None:
             for one in ranked[:_PRINTED]
         ]
         columns = [*names, *SHOWN.values(), "runs", "diverged"]
-        title = f"the best of {len(ranked):,} settings: mean ± 95 % interval over seeds"
+        title = (
+            f"the best of {len(ranked):,} settings: mean +- 95 % interval over seeds"
+        )
         console.print(table(title, columns, cells, text_columns=len(names)))

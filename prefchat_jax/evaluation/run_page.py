@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prefchat_jax.evaluation import charts
-from prefchat_jax.evaluation.runs import Told, differing, final_figures
+from prefchat_jax.evaluation.runs import Told, differing, final_figures, judged_by
 from prefchat_jax.pages import folded, from_markdown, picture, safe, table
 
 
@@ -20,22 +20,24 @@ class _Panel(NamedTuple):
 
 _OF_ROWS = (
     _Panel(
-        "loss",
-        "loss, nats",
-        {"training": "loss", "validation": "eval_loss"},
+        "cross-entropy",
+        "mean, nats",
+        {"training": "loss/ce", "validation": "eval_loss"},
     ),
     _Panel(
         "accuracy",
-        "share of rows that are right",
+        "share of rows",
         {"training": "accuracy", "validation": "eval_accuracy"},
     ),
-    _Panel("preference loss", "mean loss", {"training": "loss/pref"}),
-    _Panel("preference margin", "gold over negatives", {"training": "rewards/margins"}),
+    _Panel("loss, all terms", "mean", {"training": "loss"}),
+    _Panel("preference loss", "mean", {"training": "loss/pref"}),
+    _Panel("margin of the gold bucket", "mean", {"training": "rewards/margins"}),
+    _Panel("margins above 0", "share", {"training": "rewards/accuracies"}),
 )
 _OF_PAIRS = (
     _Panel(
         "preference loss",
-        "mean loss",
+        "mean",
         {"training": "loss/pref", "validation": "eval_loss"},
     ),
     _Panel(
@@ -74,12 +76,9 @@ def run_sections(runs: Sequence[Told]) -> Iterable[str]:
 
 
 def _figures(runs: Sequence[Told]) -> str:
-    rows = ([safe(name), *map(safe, cells)] for name, cells in _best(runs))
+    found = final_figures(runs).items()
+    rows = ([safe(name), *map(safe, cells)] for name, cells in found)
     return table(["", *_names(runs)], rows, figures=range(1, len(runs) + 1))
-
-
-def _best(runs: Sequence[Told]) -> Iterable[tuple[str, list[str]]]:
-    return final_figures(runs).items()
 
 
 def _differences(runs: Sequence[Told]) -> Iterable[str]:
@@ -93,45 +92,62 @@ def _differences(runs: Sequence[Told]) -> Iterable[str]:
     shown = lambda value: "by default" if value is None else value
     rows = ([safe(n), *(safe(shown(v)) for v in values)] for n, values in found.items())
     yield table(["", *_names(runs)], rows, figures=())
+    if len({judged_by(run) for run in runs}) > 1:
+        yield (
+            "<p>Not all of them were judged by the same validation rows: their "
+            "figures do not compare to the last digit.</p>"
+        )
 
 
 def _curves(runs: Sequence[Told], panels: Sequence[_Panel]) -> str:
     """One run has training and validation in one panel; several have one for each."""
-    split = len(runs) > 1
-    charted = []
-    for panel in panels:
-        kept = {
-            side: metric
-            for side, metric in panel.metrics.items()
-            if any(metric in run.best for run in runs)
-        }
-        if split:
-            charted += [
-                (f"{side} {panel.title}", panel.ylabel, _by_run(runs, metric))
-                for side, metric in kept.items()
-            ]
-        elif kept:
-            curves = {side: _curve(runs[0], metric) for side, metric in kept.items()}
-            charted.append((panel.title, panel.ylabel, curves))
-    columns = 2
-    lines = -(-len(charted) // columns)
-    figure = charts.new_figure(columns, lines)
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, (title, ylabel, curves) in zip(grid, charted, strict=False):
-        charts.lines(axes, curves, "epoch", ylabel)
-        axes.set_title(title, loc="left", fontsize=10)
+    several = len(runs) > 1
+    charted = list(_by_run(runs, panels) if several else _by_side(runs[0], panels))
+    lines = -(-len(charted) // 2)
+    figure = charts.new_figure(2, lines)
+    grid = figure.subplots(lines, 2, squeeze=False).ravel()
+    for axes, chart in zip(grid, charted, strict=False):
+        charts.lines(axes, chart.curves, "epoch", chart.ylabel, chart.looks)
+        axes.set_title(chart.title, loc="left", fontsize=10)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(charted) :]:
         axes.remove()
+    kept = "The best epochs were" if several else f"Epoch {runs[0].best_epoch} was"
     return picture(
         charts.svg(figure),
-        "Figures of each epoch. Training figures are means over the epoch, with dropout"
-        " and all terms of the loss; validation figures are those at its end.",
+        "By epoch. Training figures are means over it, with dropout and smoothed "
+        f"labels; validation figures are those at its end. {kept} kept.",
     )
 
 
-def _by_run(runs: Sequence[Told], metric: str) -> "dict[str, charts.Curve]":
-    return {run.name: _curve(run, metric) for run in runs if metric in run.best}
+class _Chart(NamedTuple):
+    """What a panel holds, and which look each curve has."""
+
+    title: str
+    ylabel: str
+    curves: "dict[str, charts.Curve]"
+    looks: list[int]
+
+
+def _by_side(run: Told, panels: Sequence[_Panel]) -> Iterable[_Chart]:
+    for panel in panels:
+        curves = {
+            side: _curve(run, metric)
+            for side, metric in panel.metrics.items()
+            if metric in run.best
+        }
+        if curves:
+            title = panel.title if len(curves) > 1 else f"{[*curves][0]} {panel.title}"
+            yield _Chart(title, panel.ylabel, curves, list(range(len(curves))))
+
+
+def _by_run(runs: Sequence[Told], panels: Sequence[_Panel]) -> Iterable[_Chart]:
+    for panel in panels:
+        for side, metric in panel.metrics.items():
+            have = [i for i, run in enumerate(runs) if metric in run.best]
+            curves = {runs[i].name: _curve(runs[i], metric) for i in have}
+            if curves:
+                yield _Chart(f"{side} {panel.title}", panel.ylabel, curves, have)
 
 
 def _curve(run: Told, metric: str) -> "charts.Curve":
@@ -141,7 +157,8 @@ def _curve(run: Told, metric: str) -> "charts.Curve":
 
 def _calibration(runs: Sequence[Told]) -> Iterable[str]:
     """What confidence promised on the validation rows, and what it kept."""
-    held = [run for run in runs if run.tuned is None and run.config.get("bins")]
+    kind = [run for run in runs if run.tuned is None]
+    held = [run for run in kind if run.config.get("bins")]
     if not held:
         return
     yield "<h2>Calibration</h2>"
@@ -154,7 +171,8 @@ def _calibration(runs: Sequence[Told]) -> Iterable[str]:
         name = f"{run.name}: ECE {error:.3f}"
         curves[name] = (confidence, accuracy, None, None)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    charts.lines(axes, curves, "confidence", "share of rows that are right")
+    looks = [kind.index(run) for run in held]
+    charts.lines(axes, curves, "confidence", "share of rows that are right", looks)
     axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
     yield picture(
         charts.svg(figure),

@@ -106,13 +106,23 @@ def differing(runs: Sequence[Told]) -> dict[str, list[Any]]:
         values = [run.flags.get(name) for run in runs]
         if name not in _ELSEWHERE and any(value != values[0] for value in values):
             found[name] = values
-    hashes = [
-        (run.tuned or {}).get("fingerprint", run.config.get("data_fingerprint", ""))
-        for run in runs
-    ]
+    hashes = list(map(_data_hash, runs))
     if len(set(hashes)) > 1:
         found["SHA-256 of the data"] = [value[:12] for value in hashes]
     return found
+
+
+def judged_by(run: Told) -> tuple[Any, ...]:
+    """What decides which validation rows a run had."""
+    flags = run.flags
+    seed = flags.get("data_seed")
+    split = (flags["val_split"], flags["split_mode"], flags["num_buckets"])
+    drawn = (*split, flags["seed"] if seed is None else seed)
+    return _data_hash(run), *([flags["val"]] if flags.get("val") else drawn)
+
+
+def _data_hash(run: Told) -> str:
+    return (run.tuned or {}).get("fingerprint") or run.config["data_fingerprint"]
 
 
 def final_figures(runs: Sequence[Told]) -> dict[str, list[str]]:

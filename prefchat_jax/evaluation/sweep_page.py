@@ -14,6 +14,8 @@ from prefchat_jax.training.sweep_table import Row
 _RANKED = 40  # Settings that the picture of the leaderboard shows,
 _LINES = 10  # and that a picture by one setting tells apart.
 _FAR = 8  # From this ratio of its ends on an axis is logarithmic.
+# Names, also where they look like numbers.
+_NAMES = {"data", "data_manifest", "val", "weights", "fingerprint", "sweep"}
 
 
 def sweep_sections(rows: Sequence[Row]) -> Iterable[str]:
@@ -27,15 +29,14 @@ def sweep_sections(rows: Sequence[Row]) -> Iterable[str]:
     yield "<h2>Leaderboard</h2>"
     yield (
         f"<p>{len(rows):,} runs of {len(ranked):,} settings, the most accurate first: "
-        "means over seeds, and what their 95 % intervals (Student&#8217;s t) add and "
-        "take. All runs were judged by the same validation rows, whose own chance the "
-        "intervals leave out.</p>"
+        "means over seeds, with 95 % intervals by Student's t. Those say what other "
+        "seeds would come to; the chance of the validation rows is not in them.</p>"
     )
     yield _table(ranked, names)
     through = [one for one in ranked if one.figures("eval_accuracy")]
     if through:
         yield _leaderboard(through[:_RANKED], names, len(through))
-    for name in names:
+    for name in (name for name in names if name not in _NAMES):
         yield from _by_axis(through, names, name)
     yield from _diverged(ranked, names)
 
@@ -45,7 +46,9 @@ def interval_text(values: Sequence[float]) -> str:
     if not values:
         return ""
     mean, low, _ = mean_interval(values)
-    return f"{mean:.4f}" if math.isnan(low) else f"{mean:.4f} ± {mean - low:.4f}"
+    digits = 4 if abs(mean) < 10 else 2
+    text = f"{mean:.{digits}f}"
+    return text if math.isnan(low) else f"{text} +- {mean - low:.{digits}f}"
 
 
 def _table(ranked: Sequence[Setting], names: Sequence[str]) -> str:
@@ -106,13 +109,10 @@ def _by_axis(
         axes.minorticks_off()
         if len(xs) <= _LINES:
             axes.set_xticks(xs, [f"{x:g}" for x in xs])
-    left_out = len(groups) - len(curves)
+    which = f" The best {len(curves)} of {len(groups)}." * (len(groups) > len(curves))
     yield f"<h3>Accuracy by {safe(name)}</h3>"
-    yield picture(
-        charts.svg(figure),
-        f"Mean validation accuracy by {name}, with its 95 % interval over seeds"
-        + (f"; the best {len(curves)} of {len(groups)} lines." * bool(left_out) or "."),
-    )
+    caption = f"Mean validation accuracy by {name}, 95 % intervals over seeds.{which}"
+    yield picture(charts.svg(figure), caption)
 
 
 def _diverged(ranked: Sequence[Setting], names: Sequence[str]) -> Iterable[str]:
