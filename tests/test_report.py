@@ -17,6 +17,7 @@ from scipy import stats
 from prefchat_jax.cli.main import main
 from prefchat_jax.evaluation import charts
 from prefchat_jax.evaluation.leaderboard import varying
+from prefchat_jax.evaluation.sweep_page import sweep_sections
 from prefchat_jax.finetune import finetune
 from prefchat_jax.pages import from_markdown
 from prefchat_jax.preference_tuning import tune_preferences
@@ -308,6 +309,30 @@ def test_settings_that_follow_from_others_do_not_vary():
     assert varying(rows) == ["pref_objective", "pref_beta"]
 
 
+def test_many_lines_have_a_panel_for_each_objective(drawn):
+    """And a learning rate looks the same in all of them."""
+    plain = dict.fromkeys(COLUMNS, "")
+    rows = [
+        plain
+        | {"pref_objective": objective, "pref_beta": beta, "lr": lr, "seed": seed}
+        | {"eval_accuracy": f"0.{70 + number}{seed}"}
+        for number, objective in enumerate(("ipo", "dpo", "cpo"))
+        for beta in ("0.5", "2")
+        for lr in ("0.01", "0.1")
+        for seed in ("0", "1")
+    ]
+    body = "".join(sweep_sections(rows))
+    by_beta, by_lr = drawn[:3], drawn[3:]
+    assert [set(curves) for _, curves in by_beta] == [{"lr 0.01", "lr 0.1"}] * 3
+    assert len(by_lr) == 3 and "Accuracy by lr" in body
+    _, mean, low, high = by_beta[0][1]["lr 0.01"]
+    np.testing.assert_allclose(mean, 0.7205)  # The best objective comes first.
+    half = 0.0005 * stats.t.ppf(0.975, 1)
+    np.testing.assert_allclose(high - low, 2 * half)
+    places = [body.index(f">{name}<") for name in ("cpo", "dpo", "ipo")]
+    assert places == sorted(places)
+
+
 def test_a_sweep_of_which_nothing_came_through(swept, tmp_path):
     folder = shutil.copytree(swept, tmp_path / "s")
     with (folder / "results.csv").open(newline="") as file:
@@ -383,6 +408,8 @@ def _break(name, folder, run, swept):
         return [run, "--output", "no/x.html"], "--output no/x.html: no such folder"
     table = shutil.copytree(swept, folder / "s") / "results.csv"
     text = table.read_text()
+    if name == "over a table":
+        return ["s", "--output", "s/results.csv"], "would replace what is read"
     if name == "other version":
         table.write_text(text.replace("eval_macro_f1", "f1", 1))
         return ["s"], "has other columns than this version writes"
@@ -408,6 +435,7 @@ def _break(name, folder, run, swept):
         "short log",
         "in a run",
         "no place",
+        "over a table",
         "other version",
         "no number",
         "no row",

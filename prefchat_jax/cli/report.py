@@ -18,7 +18,8 @@ from prefchat_jax.files import check_outputs, write_aside
 from prefchat_jax.pages import document
 from prefchat_jax.training.sweep_table import Row, read_table
 
-_PRINTED = 10  # Settings of sweeps that the terminal shows.
+_MOST = 10  # Settings of sweeps that the terminal shows, with these figures.
+_PRINTED = ("eval_accuracy", "eval_loss")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
     given = flags.parse(ReportFlags, "report", argv, first="runs")
     _check_differ(given.runs)
     if given.output:
-        check_outputs({"output": given.output})
+        tables = [pathlib.Path(path) / "results.csv" for path in given.runs]
+        check_outputs({"output": given.output}, reads=tables)
     names = short_names(given.runs)
     runs, rows = [], []
     for path, name in zip(given.runs, names, strict=True):
@@ -108,13 +110,13 @@ def _show(runs: Sequence[Told], rows: Sequence[Row], console: Console) -> None:
         cells = [
             [
                 *one.values,
-                *(interval_text(one.figures(figure)) for figure in SHOWN),
+                *(interval_text(one.figures(figure)) for figure in _PRINTED),
                 str(len(one.rows)),
                 str(len(one.diverged)),
             ]
-            for one in ranked[:_PRINTED]
+            for one in ranked[:_MOST]
         ]
-        columns = [*names, *SHOWN.values(), "runs", "diverged"]
+        columns = [*names, *(SHOWN[name] for name in _PRINTED), "runs", "diverged"]
         title = (
             f"the best of {len(ranked):,} settings: mean +- 95 % interval over seeds"
         )

@@ -151,8 +151,9 @@ def _by_run(runs: Sequence[Told], panels: Sequence[_Panel]) -> Iterable[_Chart]:
 
 
 def _curve(run: Told, metric: str) -> "charts.Curve":
-    x = [row["epoch"] for row in run.epochs]
-    return x, [row.get(metric, np.nan) for row in run.epochs], None, None
+    points = [(row["epoch"], row.get(metric)) for row in run.epochs]
+    x, mean = np.array(points, np.float64).T  # What is missing is NaN: a gap.
+    return x, mean, None, None
 
 
 def _calibration(runs: Sequence[Told]) -> Iterable[str]:

@@ -144,7 +144,7 @@ def final_figures(runs: Sequence[Told]) -> dict[str, list[str]]:
         table[f"{side} {what}"] = [_shown(value) for value in kept]
     for key, name in _CHOSEN.items():
         table[name] = [_shown(run.config.get(key)) for run in runs]
-    rates = [max(row["examples_per_second"] for row in run.epochs) for run in runs]
+    rates = [max(row.get("examples_per_second", 0) for row in r.epochs) for r in runs]
     table["examples a second, fastest epoch"] = [f"{rate:,.0f}" for rate in rates]
     return {name: cells for name, cells in table.items() if any(cells)}
 

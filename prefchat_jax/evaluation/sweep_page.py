@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from prefchat_jax.pages import picture, safe, table
 from prefchat_jax.training.sweep_table import Row
 
 _RANKED = 40  # Settings that the picture of the leaderboard shows,
-_LINES = 10  # and that a picture by one setting tells apart.
+_LINES = 4  # that a panel by one setting tells apart,
+_PANELS = 12  # and such panels.
+_TICKS = 8  # Values of an axis that are all named.
 _FAR = 8  # From this ratio of its ends on an axis is logarithmic.
 # Names, also where they look like numbers.
 _NAMES = {"data", "data_manifest", "val", "weights", "fingerprint", "sweep"}
@@ -66,7 +69,7 @@ def _table(ranked: Sequence[Setting], names: Sequence[str]) -> str:
 
 
 def _leaderboard(ranked: Sequence[Setting], names: Sequence[str], total: int) -> str:
-    figure = charts.new_figure(height=0.9 + 0.24 * len(ranked))
+    figure = charts.new_figure(2, height=0.9 + 0.24 * len(ranked))
     found = [mean_interval(one.figures("eval_accuracy")) for one in ranked]
     labels = [_label(one.values, names) for one in ranked]
     mean, low, high = np.array(found).T
@@ -83,36 +86,66 @@ def _leaderboard(ranked: Sequence[Setting], names: Sequence[str], total: int) ->
 def _by_axis(
     ranked: Sequence[Setting], names: Sequence[str], name: str
 ) -> Iterable[str]:
-    """Accuracy by one numeric setting, a line for each setting of the others."""
+    """Accuracy by one numeric setting, a line for each setting of the others.
+
+    Many lines have a panel for each value of the first one that varies besides.
+    """
     place = names.index(name)
     others = [*names[:place], *names[place + 1 :]]
-    groups: dict[tuple[str, ...], list[tuple[float, Setting]]] = {}
-    for one in ranked:  # The best first: so are the lines.
+    lines: dict[tuple[str, ...], list[tuple[float, Setting]]] = {}
+    for one in ranked:  # The best first: so are lines and panels.
         x = _number(one.values[place])
         if x is not None:
             rest = (*one.values[:place], *one.values[place + 1 :])
-            groups.setdefault(rest, []).append((x, one))
-    groups = {rest: points for rest, points in groups.items() if len(points) > 1}
-    if not groups:
+            lines.setdefault(rest, []).append((x, one))
+    lines = {rest: points for rest, points in lines.items() if len(points) > 1}
+    if not lines:
         return
-    curves: dict[str, charts.Curve] = {}
-    for rest, points in list(groups.items())[:_LINES]:
-        points.sort(key=lambda point: point[0])
-        found = [mean_interval(one.figures("eval_accuracy")) for _, one in points]
-        curves[_label(rest, others)] = ([x for x, _ in points], *np.array(found).T)
-    figure = charts.new_figure(height=3.6)
-    axes = figure.subplots()
-    charts.lines(axes, curves, name, "validation accuracy")
-    xs = sorted({x for points in groups.values() for x, _ in points})
-    if xs[0] > 0 and xs[-1] / xs[0] >= _FAR:
-        axes.set_xscale("log")
-        axes.minorticks_off()
-        if len(xs) <= _LINES:
-            axes.set_xticks(xs, [f"{x:g}" for x in xs])
-    which = f" The best {len(curves)} of {len(groups)}." * (len(groups) > len(curves))
+    split = int(len(lines) > _LINES)
+    panels: dict[str, dict[str, charts.Curve]] = {}
+    for rest, points in lines.items():
+        panel = panels.setdefault(_label(rest[:split], others[:split]), {})
+        if len(panel) < _LINES:
+            panel[_label(rest[split:], others[split:])] = _curve(points)
+    shown = dict(list(panels.items())[:_PANELS])
+    curves = sum(map(len, shown.values()))
+    left_out = f" {curves} of {len(lines)} lines, the best." * (curves < len(lines))
     yield f"<h3>Accuracy by {safe(name)}</h3>"
-    caption = f"Mean validation accuracy by {name}, 95 % intervals over seeds.{which}"
-    yield picture(charts.svg(figure), caption)
+    yield picture(
+        charts.svg(_drawn(shown, name)),
+        f"Mean validation accuracy by {name}, 95 % intervals over seeds.{left_out}",
+    )
+
+
+def _curve(points: "list[tuple[float, Setting]]") -> "charts.Curve":
+    """Mean accuracy and its interval, from left to right."""
+    ordered = sorted(points, key=lambda point: point[0])
+    found = [mean_interval(one.figures("eval_accuracy")) for _, one in ordered]
+    mean, low, high = np.array(found).T
+    return [x for x, _ in ordered], mean, low, high
+
+
+def _drawn(panels: "dict[str, dict[str, charts.Curve]]", name: str) -> Any:
+    """The figure; a line of one name looks the same in all panels."""
+    columns = min(len(panels), 3)
+    figure = charts.new_figure(columns, -(-len(panels) // columns))
+    shape = (-(-len(panels) // columns), columns)
+    grid = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
+    order = list(dict.fromkeys(line for panel in panels.values() for line in panel))
+    for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+        looks = [order.index(line) for line in curves]
+        charts.lines(axes, curves, name, "validation accuracy", looks)
+        xs = sorted({x for x_of_line, *_ in curves.values() for x in x_of_line})
+        if xs[0] > 0 and xs[-1] / xs[0] >= _FAR:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+            if len(xs) <= _TICKS:
+                axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        if len(panels) > 1:
+            axes.set_title(charts.plain(title), loc="left", fontsize=10)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    return figure
 
 
 def _diverged(ranked: Sequence[Setting], names: Sequence[str]) -> Iterable[str]:

@@ -58,7 +58,7 @@ def read_epochs(run: RunDirectory) -> list[Metrics]:
         # A process that was killed may have left half a line at the end.
         with contextlib.suppress(msgspec.DecodeError):
             row = msgspec.json.decode(line)
-            if row.pop("summary", False):
+            if isinstance(row, dict) and row.pop("summary", False):
                 epochs.append(row)
     return epochs
 
