@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
         f"compile; {result.memory / 2**20:.0f} MiB in the largest program"
         + (f"; {kept} were there" if kept else ""),
         f"every run: {pathlib.Path(config.output) / 'results.csv'}",
+        f"next: prefchat report {config.output} draws them",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

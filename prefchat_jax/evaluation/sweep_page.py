@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from prefchat_jax.evaluation.leaderboard import SHOWN, Setting, settings, varyin
 from prefchat_jax.evaluation.metrics import mean_interval
 from prefchat_jax.pages import picture, safe, table
 from prefchat_jax.training.sweep_table import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _RANKED = 40  # Settings that the picture of the leaderboard shows,
 _LINES = 4  # that a panel by one setting tells apart,
@@ -135,17 +138,22 @@ def _drawn(panels: "dict[str, dict[str, charts.Curve]]", name: str) -> Any:
     for axes, (title, curves) in zip(grid, panels.items(), strict=False):
         looks = [order.index(line) for line in curves]
         charts.lines(axes, curves, name, "validation accuracy", looks)
-        xs = sorted({x for x_of_line, *_ in curves.values() for x in x_of_line})
-        if xs[0] > 0 and xs[-1] / xs[0] >= _FAR:
-            axes.set_xscale("log")
-            axes.minorticks_off()
-            if len(xs) <= _TICKS:
-                axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        _scale(axes, [x for x, *_ in curves.values()])
         if len(panels) > 1:
             axes.set_title(charts.plain(title), loc="left", fontsize=10)
     for axes in grid[len(panels) :]:
         axes.remove()
     return figure
+
+
+def _scale(axes: "Axes", places: Sequence[Any]) -> None:
+    """Makes an axis logarithmic where it goes far, and names its values if few."""
+    xs = np.unique(np.concatenate(places))
+    if xs[0] > 0 and xs[-1] / xs[0] >= _FAR:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        if len(xs) <= _TICKS:
+            axes.set_xticks(xs, [f"{x:g}" for x in xs])
 
 
 def _diverged(ranked: Sequence[Setting], names: Sequence[str]) -> Iterable[str]:
