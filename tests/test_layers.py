@@ -111,6 +111,11 @@ def test_metrics_and_calibration_import_no_jax():
     assert not modules & {"jax", "sklearn", "bm25s", "matplotlib"}
 
 
+def test_a_report_starts_without_jax_and_without_charts():
+    modules = _modules_after("import prefchat_jax.cli.report")
+    assert not modules & {"jax", "matplotlib", "scipy", "tensorboardX"}
+
+
 def test_text_datasets_and_inference_import_no_jax():
     modules = _modules_after(
         "import prefchat_jax.text.features, prefchat_jax.datasets.records, "
