@@ -191,6 +191,7 @@ WRONG_VALUES = {
     "seed": "-1",
     "data_seed": "-1",
     "device": "npu",
+    "report_to": "wandb",
     "nonsense": "1",
 }
 

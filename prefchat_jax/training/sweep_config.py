@@ -27,6 +27,7 @@ _OF_A_DIRECTORY = {
     "meta",
     "weights_meta",
     "resume",
+    "report_to",
     "preferences",
     "length_control",
     "max_candidates_per_bucket",
