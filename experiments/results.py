@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import (
+    class_imbalance,
     compare_losses,
+    few_shot,
     label_noise,
 )
 from experiments.page import Experiment
@@ -30,6 +32,8 @@ _INTENTS = tuple(
 RUNS: tuple[tuple[Experiment, dict[str, Any]], ...] = (
     (compare_losses.EXPERIMENT, {"data": _INTENTS}),
     (label_noise.EXPERIMENT, {"data": _INTENTS[0]}),
+    (class_imbalance.EXPERIMENT, {"data": _INTENTS[1]}),
+    (few_shot.EXPERIMENT, {"data": _INTENTS[:3]}),
 )
 NAMES = tuple(experiment.name for experiment, _ in RUNS)
 

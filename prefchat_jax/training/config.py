@@ -288,8 +288,8 @@ class FinetuneConfig:
     def _check_cross_entropy(self) -> None:
         if self.gce_q is not None and self.label_smoothing:
             raise UserError(
-                f"--label_smoothing {self.label_smoothing:g} smooths the labels of "
-                "cross-entropy, and --gce_q has none: give one of them."
+                f"--label_smoothing {self.label_smoothing:g} is for cross-entropy, "
+                "which --gce_q takes the place of: give one of them."
             )
         if self.logit_adjustment and self.balanced_sampler:
             raise UserError(
