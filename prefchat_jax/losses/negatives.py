@@ -112,8 +112,7 @@ def plausible_negatives(
 def _hardest(logits: jax.Array, labels: jax.Array, number: int) -> jax.Array:
     """`[number, ...]` wrong buckets with the largest logits, the largest first."""
     num_buckets = logits.shape[-1]
-    is_gold = jax.nn.one_hot(labels, num_buckets, dtype=bool)
-    keys = jnp.where(is_gold, _least(logits), _ordered(logits))
+    keys = _keys(logits, jax.nn.one_hot(labels, num_buckets, dtype=bool))
     if number > _FEW:
         return jnp.moveaxis(jax.lax.top_k(keys, number)[1], -1, 0)
     if num_buckets < 2 * _BLOCK * number:
@@ -121,39 +120,36 @@ def _hardest(logits: jax.Array, labels: jax.Array, number: int) -> jax.Array:
     # All of the largest lie in as many blocks, those with the largest maxima.
     num_blocks = -(-num_buckets // _BLOCK)
     padding = [(0, 0)] * labels.ndim + [(0, _BLOCK * num_blocks - num_buckets)]
-    keys = jnp.pad(keys, padding, constant_values=_least(logits))
+    keys = jnp.pad(keys, padding, constant_values=jnp.iinfo(keys.dtype).min)
     keys = keys.reshape(*labels.shape, _BLOCK, num_blocks)
     blocks = _largest(jnp.moveaxis(keys.max(-2), -1, 0), number)
     columns = jnp.moveaxis(blocks, 0, -1)[..., None, :]
     rivals = jnp.take_along_axis(keys, columns, axis=-1, mode="promise_in_bounds")
-    rivals = jnp.moveaxis(rivals, (-2, -1), (0, 1)).reshape(-1, *labels.shape)
-    place = _largest(rivals, number)
-    row, column = place // number, place % number
-    return row * num_blocks + jnp.take_along_axis(blocks, column, axis=0)
+    rivals = rivals.reshape(*labels.shape, _BLOCK * number)
+    places = _largest(jnp.moveaxis(rivals, -1, 0), number)
+    block = jnp.take_along_axis(blocks, places % number, axis=0)
+    return places // number * num_blocks + block
+
+
+def _keys(logits: jax.Array, is_gold: jax.Array) -> jax.Array:
+    """Integers in the order of the logits, the least one for gold: faster maxima."""
+    info = jnp.iinfo(f"int{8 * logits.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(logits, info.dtype)
+    return jnp.where(is_gold, info.min, jnp.where(bits < 0, bits ^ info.max, bits))
 
 
 def _largest(keys: jax.Array, number: int) -> jax.Array:
-    """`[number, ...]` places along axis 0 of the largest keys, above the least one."""
+    """`[number, ...]` places along axis 0 of the largest keys, the largest first."""
+    keys = jax.lax.optimization_barrier(keys)  # Else each pass lays them out anew.
     places = jax.lax.broadcasted_iota(jnp.int32, keys.shape, 0)
-    least = jnp.iinfo(keys.dtype).min
 
     def step(keys, _):
         is_largest = keys == keys.max(0, keepdims=True)
         place = jnp.where(is_largest, places, len(keys)).min(0)
-        return jnp.where(places == place[None], least, keys), place
+        taken = jnp.where(places == place[None], jnp.iinfo(keys.dtype).min, keys)
+        return taken, place
 
     return jax.lax.scan(step, keys, length=number, unroll=True)[1]
-
-
-def _ordered(logits: jax.Array) -> jax.Array:
-    """Integers in the order of the logits, all above `_least`: maxima are faster."""
-    info = jnp.iinfo(f"int{8 * logits.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(logits, info.dtype)
-    return jnp.where(bits < 0, bits ^ info.max, bits)
-
-
-def _least(logits: jax.Array) -> int:
-    return jnp.iinfo(f"int{8 * logits.dtype.itemsize}").min
 
 
 # --- the uniform ones
