@@ -33,7 +33,7 @@ class Negatives(NamedTuple):
     log_inclusion: jax.Array
 
 
-@partial(jax.jit, static_argnames="num_negatives")
+@partial(jax.jit, static_argnames=("num_negatives", "approximate"))
 def mine_negatives(
     key: jax.Array,
     logits: ArrayLike,
@@ -41,6 +41,7 @@ def mine_negatives(
     *,
     num_negatives: int,
     hard_ratio: ArrayLike,
+    approximate: bool = False,
 ) -> Negatives:
     """Draws distinct wrong buckets, some hard and the others uniform.
 
@@ -55,6 +56,9 @@ def mine_negatives(
       labels: `[...]` integer gold buckets.
       num_negatives: K, negatives for each example, at most `C - 1`.
       hard_ratio: probability of a hard place, in [0, 1].
+      approximate: take the largest logit of each block of 8 buckets for the largest,
+        where `mines_in_blocks`: faster, and misses a hard bucket that shares its
+        block with a harder one. `log_inclusion` is then approximate, too.
 
     Returns:
       The negatives, and how probable each was.
@@ -70,7 +74,7 @@ def mine_negatives(
             f"buckets, got {num_negatives}."
         )
     labels = jnp.asarray(labels, jnp.int32)
-    hard = _hardest(logits, labels, num_negatives)
+    hard = _hardest(logits, labels, num_negatives, approximate)
     hard_odds = _binomial(num_negatives, hard_ratio)
     num_hard, draws = _draw(key, labels.shape, hard_odds, num_buckets - 1)
     drawn = _fill(labels, hard, num_hard, draws, num_buckets)
@@ -82,6 +86,11 @@ def mine_negatives(
         jnp.moveaxis(drawn, 0, -1),
         jnp.moveaxis(log_inclusion.astype(logits.dtype)[rank], 0, -1),
     )
+
+
+def mines_in_blocks(num_buckets: int, num_negatives: int) -> bool:
+    """Whether buckets are so many that `approximate` makes a difference."""
+    return num_negatives <= _FEW and num_buckets >= 2 * _BLOCK * num_negatives
 
 
 def plausible_negatives(
@@ -109,19 +118,27 @@ def plausible_negatives(
 # --- the hard ones
 
 
-def _hardest(logits: jax.Array, labels: jax.Array, number: int) -> jax.Array:
+def _hardest(
+    logits: jax.Array, labels: jax.Array, number: int, approximate: bool
+) -> jax.Array:
     """`[number, ...]` wrong buckets with the largest logits, the largest first."""
     num_buckets = logits.shape[-1]
     keys = _keys(logits, jax.nn.one_hot(labels, num_buckets, dtype=bool))
     if number > _FEW:
         return jnp.moveaxis(jax.lax.top_k(keys, number)[1], -1, 0)
-    if num_buckets < 2 * _BLOCK * number:
+    if not mines_in_blocks(num_buckets, number):
         return _largest(jnp.moveaxis(keys, -1, 0), number)
-    # All of the largest lie in as many blocks, those with the largest maxima.
     num_blocks = -(-num_buckets // _BLOCK)
     padding = [(0, 0)] * labels.ndim + [(0, _BLOCK * num_blocks - num_buckets)]
     keys = jnp.pad(keys, padding, constant_values=jnp.iinfo(keys.dtype).min)
     keys = keys.reshape(*labels.shape, _BLOCK, num_blocks)
+    if approximate:  # The lowest bits of a key tell its row.
+        rows = jax.lax.broadcasted_iota(keys.dtype, keys.shape, keys.ndim - 2)
+        maxima = jnp.moveaxis((keys & -_BLOCK | rows).max(-2), -1, 0)
+        blocks = _largest(maxima, number)
+        rows = jnp.take_along_axis(maxima, blocks, axis=0) & _BLOCK - 1
+        return rows.astype(jnp.int32) * num_blocks + blocks
+    # All of the largest lie in as many blocks, those with the largest maxima.
     blocks = _largest(jnp.moveaxis(keys.max(-2), -1, 0), number)
     columns = jnp.moveaxis(blocks, 0, -1)[..., None, :]
     rivals = jnp.take_along_axis(keys, columns, axis=-1, mode="promise_in_bounds")
