@@ -16,6 +16,9 @@ from typing import Any
 
 from experiments import (
     compare_losses,
+    ema_accumulation,
+    group_estimators,
+    heads,
     label_noise,
 )
 from experiments.page import Experiment
@@ -30,6 +33,9 @@ _INTENTS = tuple(
 RUNS: tuple[tuple[Experiment, dict[str, Any]], ...] = (
     (compare_losses.EXPERIMENT, {"data": _INTENTS}),
     (label_noise.EXPERIMENT, {"data": _INTENTS[0]}),
+    (group_estimators.EXPERIMENT, {"data": _INTENTS[0]}),
+    (heads.EXPERIMENT, {"data": _INTENTS[0]}),
+    (ema_accumulation.EXPERIMENT, {"data": _INTENTS[0]}),
 )
 NAMES = tuple(experiment.name for experiment, _ in RUNS)
 

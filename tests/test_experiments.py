@@ -6,7 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from experiments import compare_losses, label_noise, results
+from experiments import (
+    compare_losses,
+    group_estimators,
+    heads,
+    label_noise,
+    results,
+)
+from experiments.epochs import epochs, read_corpus
 from experiments.trials import difference, run_trials
 from prefchat_jax.evaluation.metrics import crossed_bootstrap
 from prefchat_jax.finetune import Silent, finetune
@@ -153,6 +160,73 @@ def test_label_noise_tells_accuracies_and_reliabilities(folder, monkeypatch):
     for table in label_noise.tables(result):
         assert all(len(cells) == len(table.columns) for cells in table.cells)
     assert label_noise.draw(result).axes[0].get_xlabel() == "wrong training labels, %"
+
+
+def test_twins_are_halves_of_a_class_and_either_of_them_is_right(folder, tmp_path):
+    group_estimators.write_twins(str(folder), tmp_path)
+    for part, each in (("train", 10), ("val", 4)):
+        texts = [(path / f"{part}.jsonl").read_text() for path in (folder, tmp_path)]
+        old, new = (
+            [json.loads(line) for line in text.split("\n")[:-1]] for text in texts
+        )
+        assert [row["user"] for row in old] == [row["user"] for row in new]
+        twins = np.array([row["label"] for row in new])
+        names = [sorted(WORDS)[label // 2] for label in twins]
+        assert names == [row["label"] for row in old]
+        assert np.bincount(twins).tolist() == [each] * 12
+        assert (twins[1:] != (twins[:-1] + 1) % 12).any()  # At random, not by turns.
+
+
+def test_group_estimators_differ_where_there_are_many_negatives(folder):
+    config = group_estimators.Config(
+        data=str(folder),
+        estimators=("hardest", "mean_reward"),
+        group_sizes=(4,),
+        hard_ratios=(0.6,),
+        margins=(),
+        epochs=12,
+        seeds=1,
+    )
+    result = group_estimators.run(config, Silent())
+    for labels, best in ((group_estimators.PLAIN, 1.0), (group_estimators.TWINS, 0.5)):
+        rows = [row for row in result["rows"] if row["labels"] == labels]
+        assert [row["size"] for row in rows] == [0, 4, 4]
+        assert len({row["cross_entropy"] for row in rows}) == 3
+        # Words tell the class, and nothing tells the twin.
+        assert all(row["accuracy"][0] == 1.0 for row in rows)
+        assert all(row["cross_entropy"] > -np.log(best) for row in rows)
+    for table in group_estimators.tables(result)[:4]:
+        assert [len(cells) for cells in table.cells] == [2, 2]
+
+
+def test_dead_branches_never_move_and_are_worth_nothing(folder):
+    config = heads.Config(
+        data=str(folder), sizes=("xlarge",), widths=(), epochs=2, seeds=1
+    )
+    result = heads.run(config, Silent())
+    base, live, dead = result["rows"]
+    size = 64 * (768 + 1536) + 6 * (768 + 1536) + 2 * 64 + 2 + 2
+    assert live["added"] == dead["added"] == size
+    assert live["parameters"] - base["parameters"] == size
+    assert dead["moved"] == 0.0 and live["moved"] > 0.9
+    assert dead["difference"] == (0.0, 0.0, 0.0)
+    [table] = heads.tables(result)
+    assert [cells[5] for cells in table.cells] == ["", f"{live['moved']:.1%}", "0.0%"]
+    assert heads.draw(result).axes[0].get_yticks().tolist() == [0, 1]
+    corpus = read_corpus(str(folder), Silent())
+    logits = []
+    for flags, start in (
+        ({"model_size": "base"}, lambda params: params),
+        ({"model_size": "xlarge"}, lambda params: params),
+        ({"model_size": "xlarge"}, heads.deaden),
+    ):
+        run = epochs(corpus, SMALL | flags | {"weight_decay": 0.0}, start=start)
+        *_, last = run
+        val = corpus.val
+        params = last.state.params
+        logits.append(predict(last.recipe.model, params, val.ids, val.weights))
+    np.testing.assert_allclose(logits[2], logits[0], atol=1e-5)
+    assert np.abs(logits[1] - logits[0]).max() > 0.01
 
 
 def test_the_page_has_every_experiment_that_was_run(folder, tmp_path, monkeypatch):
