@@ -3,11 +3,13 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import (
     compare_losses,
+    ema_accumulation,
     group_estimators,
     heads,
     label_noise,
@@ -220,13 +222,48 @@ def test_dead_branches_never_move_and_are_worth_nothing(folder):
         ({"model_size": "xlarge"}, lambda params: params),
         ({"model_size": "xlarge"}, heads.deaden),
     ):
-        run = epochs(corpus, SMALL | flags | {"weight_decay": 0.0}, start=start)
-        *_, last = run
+        flags |= {"epochs": 2, "weight_decay": 0.0}  # As compiled above.
+        *_, last = epochs(corpus, flags, start=start)
         val = corpus.val
         params = last.state.params
         logits.append(predict(last.recipe.model, params, val.ids, val.weights))
     np.testing.assert_allclose(logits[2], logits[0], atol=1e-5)
     assert np.abs(logits[1] - logits[0]).max() > 0.01
+
+
+def test_an_uncorrected_average_starts_at_the_initial_weights(folder):
+    corpus = read_corpus(str(folder), Silent())
+    flags = SMALL | {"batch_size": 120, "epochs": 4, "ema_decay": 0.9}  # 4 steps.
+    run = epochs(corpus, flags)
+    initial = jax.tree.map(np.array, next(run).state.params)
+    shadow = jax.tree.map(np.float64, initial)
+    for epoch in run:
+        now = jax.tree.map(np.array, epoch.state.params)
+        shadow = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, shadow, now)
+    found = ema_accumulation.uncorrected(epoch, initial)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
+    jax.tree.map(close, found, shadow)
+    assert ema_accumulation.largest(found, now) > 1e-3
+
+
+def test_ema_and_accumulation_are_told_of_one_run(folder):
+    config = ema_accumulation.Config(
+        data=str(folder),
+        decays=(0.999,),
+        parts=(1, 3),
+        batch_size=24,
+        epochs=2,
+        seeds=1,
+    )
+    result = ema_accumulation.run(config, Silent())
+    raw, corrected, uncorrected, whole, parts = result["rows"]
+    assert raw["accuracy"][0] == corrected["accuracy"][0] > uncorrected["accuracy"][0]
+    assert uncorrected["initial_left"] == pytest.approx(0.999**10)
+    assert whole["apart"] == 0 < parts["apart"] < 0.01 * parts["moved"]
+    for table in ema_accumulation.tables(result):
+        assert all(len(cells) == len(table.columns) for cells in table.cells)
+    axes = ema_accumulation.draw(result).axes[0]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[5, 10]] * 3
 
 
 def test_the_page_has_every_experiment_that_was_run(folder, tmp_path, monkeypatch):
