@@ -20,6 +20,7 @@ from experiments import (
     group_estimators,
     heads,
     label_noise,
+    length_bias,
 )
 from experiments.page import Experiment
 from prefchat_jax.cli import flags
@@ -29,6 +30,7 @@ from prefchat_jax.files import write_aside
 _INTENTS = tuple(
     f"intents/{name}" for name in ("banking77", "clinc150", "hwu64", "snips")
 )
+_PAIRS = tuple(f"prefs/hh_{name}_train.jsonl" for name in ("helpful", "harmless"))
 # What is run, and on which files below --data.
 RUNS: tuple[tuple[Experiment, dict[str, Any]], ...] = (
     (compare_losses.EXPERIMENT, {"data": _INTENTS}),
@@ -36,6 +38,7 @@ RUNS: tuple[tuple[Experiment, dict[str, Any]], ...] = (
     (group_estimators.EXPERIMENT, {"data": _INTENTS[0]}),
     (heads.EXPERIMENT, {"data": _INTENTS[0]}),
     (ema_accumulation.EXPERIMENT, {"data": _INTENTS[0]}),
+    (length_bias.EXPERIMENT, {"data": _PAIRS}),
 )
 NAMES = tuple(experiment.name for experiment, _ in RUNS)
 

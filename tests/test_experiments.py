@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from experiments import (
     group_estimators,
     heads,
     label_noise,
+    length_bias,
+    preferences,
     results,
 )
 from experiments.epochs import epochs, read_corpus
@@ -264,6 +267,53 @@ def test_ema_and_accumulation_are_told_of_one_run(folder):
         assert all(len(cells) == len(table.columns) for cells in table.cells)
     axes = ema_accumulation.draw(result).axes[0]
     assert [line.get_xdata().tolist() for line in axes.lines] == [[5, 10]] * 3
+
+
+def test_length_bias_judges_what_tuning_added_by_length(tmp_path, monkeypatch):
+    """In three quarters of the pairs the longer reply is chosen; scores are planted."""
+    longer, pair = [i % 4 > 0 for i in range(40)], ("a long reply", "short")
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps(
+                {"prompt": f"p {i}", "chosen": pair[not up], "rejected": pair[up]}
+            )
+            + "\n"
+            for i, up in enumerate(longer)
+        )
+    )
+    before = np.random.default_rng(0).integers(-9, 9, 40)  # Exact, for ties.
+    added = {"before tuning": 0.0, "none": np.where(longer, 2.0, -1.0)}
+    added |= {"matched": 1.0, "projected": np.where(np.arange(40) < 30, 1.0, -1.0)}
+    asked = {}
+
+    def scorers(pairs, named, flip):
+        assert flip is None and len(pairs) == 40
+        asked.update(named)
+        for part in (np.arange(0, 40, 2), np.arange(1, 40, 2)):
+            fold = types.SimpleNamespace(test=part.tolist(), numbers=part)
+            yield from ((fold, name, name, {}) for name in named)
+
+    margins = lambda fold, name: (before + added[name])[fold.numbers]
+    monkeypatch.setattr(preferences, "scorers", scorers)
+    monkeypatch.setattr(preferences, "margins", margins)
+    result = length_bias.run(length_bias.Config(data=(str(path),)), Silent())
+    told = {row["length_control"]: row for row in result["rows"]}
+    accuracy = {name: row["accuracy"][0] for name, row in told.items()}
+    rule = "the longer reply"
+    assert accuracy == {rule: 0.75, "none": 0.75, "matched": 1.0, "projected": 0.75}
+    assert told["none"]["matched_pairs"] == 20
+    assert told["none"]["matched_accuracy"][0] == told[rule]["matched_accuracy"][0]
+    assert told["none"]["matched_accuracy"][0] == 0.5
+    assert told["none"]["length_correlation"] == pytest.approx(1.0)
+    assert told["matched"]["difference"][0] == pytest.approx(0.25)
+    assert asked["before tuning"] is None
+    assert {
+        name: flags["length_control"] for name, flags in asked.items() if flags
+    } == {name: name for name in length_bias.CONTROLS}
+    [table] = length_bias.tables(result)
+    assert all(len(cells) == len(table.columns) for cells in table.cells)
+    assert len(length_bias.draw(result).axes[0].get_yticks()) == 8
 
 
 def test_the_page_has_every_experiment_that_was_run(folder, tmp_path, monkeypatch):
