@@ -21,6 +21,7 @@ from experiments import (
     heads,
     label_noise,
     length_bias,
+    sequence_preferences,
 )
 from experiments.page import Experiment
 from prefchat_jax.cli import flags
@@ -39,6 +40,7 @@ RUNS: tuple[tuple[Experiment, dict[str, Any]], ...] = (
     (heads.EXPERIMENT, {"data": _INTENTS[0]}),
     (ema_accumulation.EXPERIMENT, {"data": _INTENTS[0]}),
     (length_bias.EXPERIMENT, {"data": _PAIRS}),
+    (sequence_preferences.EXPERIMENT, {"data": "prefs/taskmaster_reward.jsonl"}),
 )
 NAMES = tuple(experiment.name for experiment, _ in RUNS)
 
