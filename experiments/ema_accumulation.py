@@ -69,22 +69,24 @@ def uncorrected(epoch: Epoch, initial: Params) -> Params:
     """
     optimizer = epoch.recipe.optimizer
     average = averaged_params(optimizer, epoch.state.opt_state)
-    left = float(optimizer.ema_decay) ** int(epoch.state.micro_step)
-    return jax.tree.map(lambda a, b: left * a + (1 - left) * b, initial, average)
+    left = np.float64(optimizer.ema_decay) ** int(epoch.state.micro_step)
+    mix = lambda a, b: np.float32(left * a + (1 - left) * np.float64(b))
+    return jax.tree.map(mix, initial, average)
 
 
 def _averages(
     config: Config, corpus: Corpus, progress: Progress
 ) -> tuple[list[dict], list[dict]]:
     """Rows at the last epoch, and accuracies by epoch."""
-    rows, curves, raw = [], [], None
+    rows, curves = [], []
+    raw = np.zeros(0)
     for decay in config.decays:
         progress.stage(f"EMA, decay {decay:g}")
         runs = [_judged(config, corpus, decay, seed) for seed in range(config.seeds)]
         steps = runs[0][1]
         for name in (RAW, CORRECTED, UNCORRECTED):
             right = np.stack([one[name] for one, _ in runs])  # `[seeds, epochs, n]`
-            if name == RAW and raw is not None:
+            if name == RAW and raw.size:
                 continue  # It does not depend on the decay.
             raw = right if name == RAW else raw
             setting = name if name == RAW else f"decay {decay:g}, {name}"
@@ -218,7 +220,7 @@ def _accuracy(row: dict) -> list[str]:
 def draw(result: Result):
     """Accuracy of averaged weights by step."""
     figure = charts.new_figure(height=3.6)
-    curves = {
+    curves: dict[str, Any] = {
         curve["setting"]: (curve["steps"], *zip(*curve["accuracy"], strict=True))
         for curve in result["curves"]
     }

@@ -194,8 +194,10 @@ def scorers(
     """
     for fold in make_folds(pairs, flip):
         for name, settings in named.items():
-            tuned = (fold.params, {}) if settings is None else tune(fold, settings)
-            yield fold, name, *tuned
+            params, trusted = fold.params, {}
+            if settings is not None:
+                params, trusted = tune(fold, settings)
+            yield fold, name, params, trusted
 
 
 def first_of_100(fold: Fold, params: Params) -> np.ndarray:
