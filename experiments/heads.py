@@ -10,7 +10,13 @@ as it moves what nothing else does: `moved` is the share of the parameters of br
 routers and scales that are not as they started. Seconds are of an epoch, the median.
 Differences are to `base`, paired by seed and row.
 
-Found: not measured yet.
+Found (187 s on 2 busy cores, 6 epochs): a dead head is its base to the last answer.
+Not one of the 72,193 to 866,632 parameters that it has more than that moves, and each
+epoch of an xxlarge one pays for them. Live ones all move, yet on BANKING77 they bring
++0.7 to +0.9 points whatever their size, and no interval is without 0: wider and more
+branches than `large` bring nothing but seconds (0.2 an epoch, and 1.4 for xxlarge), and
+one of 64 units nothing at all. After 2 epochs `large` was 4.6 points ahead: what live
+branches bring is a faster start.
 """
 
 import dataclasses
