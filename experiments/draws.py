@@ -119,9 +119,7 @@ def choose(classes: np.ndarray, sizes: np.ndarray, seed: int) -> np.ndarray:
 
 def _drawn(data: str, sizes: Sizes, seeds: int) -> Iterator[tuple[int, pathlib.Path]]:
     """Each seed, and a folder with the rows of its draw."""
-    flags = corpus_flags(data)
-    if "val" not in flags:
-        raise UserError(f"{data} is no folder with train.jsonl and val.jsonl.")
+    flags = corpus_flags(data, judged=True)
     rows = read_records([flags["data"]]).examples
     names, classes = np.unique([str(row.label) for row in rows], return_inverse=True)
     counts = np.bincount(classes)

@@ -43,7 +43,6 @@ from experiments.trials import (
     run_trials,
 )
 from prefchat_jax.datasets.records import read_records
-from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation import charts
 from prefchat_jax.training.config import GroupName
 from prefchat_jax.training.loop import Progress
@@ -118,8 +117,7 @@ def run(config: Config, progress: Progress) -> Result:
     Raises:
       UserError: a bad file.
     """
-    if "val" not in corpus_flags(config.data):
-        raise UserError(f"--data {config.data}: give a folder, with val.jsonl.")
+    corpus_flags(config.data, judged=True)  # Said before anything trains.
     rows = _rows(config, PLAIN, config.data, progress)
     with tempfile.TemporaryDirectory() as folder:
         write_twins(config.data, pathlib.Path(folder))

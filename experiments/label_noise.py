@@ -102,6 +102,7 @@ def run(config: Config, progress: Progress) -> Result:
     Raises:
       UserError: a bad file.
     """
+    flags = corpus_flags(config.data, judged=True)
     planted = {
         f"{kind}, {rate:g}, {name}": (kind, rate, name, dict(flags))
         for kind in KINDS
@@ -110,7 +111,7 @@ def run(config: Config, progress: Progress) -> Result:
         if rate or kind == KINDS[0]  # Without noise there is one kind.
     }
     settings = {
-        key: {"epochs": config.epochs, **flags} for key, (*_, flags) in planted.items()
+        key: {"epochs": config.epochs, **own} for key, (*_, own) in planted.items()
     }
 
     def plant(key: str, seed: int, labels: np.ndarray) -> np.ndarray:
@@ -130,13 +131,14 @@ def run(config: Config, progress: Progress) -> Result:
         }
         for key, (kind, rate, name, _) in planted.items()
     ]
-    sources, accuracy = _sources(config, progress)
+    sources, accuracy = _sources(config, flags, progress)
     return {"rows": rows, "sources": sources, "with sources": accuracy}
 
 
-def _sources(config: Config, progress: Progress) -> tuple[list[dict], dict]:
+def _sources(
+    config: Config, flags: dict[str, str], progress: Progress
+) -> tuple[list[dict], dict]:
     """How far RE-PO trusts each of three annotators, and what it brings."""
-    flags = corpus_flags(config.data)
     rows = read_records([flags["data"]]).examples
     names = [list(ANNOTATORS)[i % len(ANNOTATORS)] for i in range(len(rows))]
     told = [

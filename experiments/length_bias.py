@@ -11,7 +11,15 @@ is right in half, an accuracy is not of length. The rank correlation is of the m
 with the differences in length, in characters. Differences are to no control, in
 points, paired by pair. Intervals are of 95 %, over pairs.
 
-Found: not measured yet.
+Found (188 s for the HH-RLHF helpful and 239 s for the harmless pairs on 2 busy cores):
+on the helpful ones DPO is no better than the rule, 0.600 [0.576, 0.622] against 0.596,
+but has 0.579 [0.553, 0.604] where the rule knows nothing: a part of what it learned is
+length (correlation +0.22), and not all. On the harmless ones, where the shorter reply
+is right in 0.56, it has 0.589, matched 0.560 [0.536, 0.584] (-0.28). `projected` takes
+most of length out (+0.06, -0.12) for 1.4 and 1.6 points, and leaves the rest as it was:
+0.584 and 0.557 on matched pairs. `matched` takes out as much or more (+0.01, -0.09),
+for 4.5 and 3.0 points, and is the lower on matched pairs, too, with 0.553 and 0.550: it
+leaves pairs out of training.
 """
 
 import dataclasses
@@ -135,12 +143,12 @@ def draw(result: Result):
     grid = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, data in zip(grid, sets, strict=True):
         rows = [row for row in result["rows"] if row["data"] == data]
-        kinds = (("accuracy", "all"), ("matched_accuracy", "matched"))
+        kinds = (("accuracy", "all pairs"), ("matched_accuracy", "matched pairs"))
         charts.leaderboard(
             axes,
-            [f"{row['length_control']}, {what}" for row in rows for _, what in kinds],
+            [f"{row['length_control']}: {what}" for row in rows for _, what in kinds],
             *np.array([row[kind] for row in rows for kind, _ in kinds]).T,
-            xlabel="accuracy on all pairs, and on those matched in length",
+            xlabel="accuracy, by length control",
             baseline=0.5,
         )
         axes.set_title(data, loc="left")

@@ -164,9 +164,14 @@ class Experiment(NamedTuple):
             if field.name == "output" or value == field.default:
                 continue
             values = value if isinstance(value, tuple) else (value,)
-            below = [str(one).removeprefix(root).lstrip("/") for one in values]
+            below = [_below(root, str(one)) for one in values]
             words += [f"--{field.name}", *map(shlex.quote, below)]
         return " ".join(words)
+
+
+def _below(root: str, path: str) -> str:
+    """A path as it is typed in the folder `root`; what does not lie there stays."""
+    return path.removeprefix(root).lstrip("/") if root else path
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

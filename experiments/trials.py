@@ -136,21 +136,25 @@ def run_trials(
     return {name: Trial(outcomes, labels) for name, outcomes in found.items()}
 
 
-def corpus_flags(data: str) -> dict[str, str]:
+def corpus_flags(data: str, *, judged: bool = False) -> dict[str, str]:
     """Flags of `finetune` for a folder with train and val rows, or for one file.
+
+    Args:
+      data: the folder, or the file.
+      judged: whether rows of their own must judge: no file will do.
 
     Raises:
       UserError: a folder that lacks one of them.
     """
     folder = pathlib.Path(data)
-    if not folder.is_dir():
+    if not folder.is_dir() and not judged:
         return {"data": data}
     files = {"data": folder / "train.jsonl", "val": folder / "val.jsonl"}
     for path in files.values():
         if not path.exists():
             raise UserError(
                 f"{folder} has no {path.name}: a data set is a folder with train.jsonl "
-                "and val.jsonl, or one file."
+                f"and val.jsonl{'' if judged else ', or one file'}."
             )
     return {flag: str(path) for flag, path in files.items()}
 

@@ -162,7 +162,7 @@ def test_without_scikit_learn_it_is_one_line(planted, monkeypatch):
         (few_shot, ["--seeds", "0"], "--seeds 0: must be at least 1"),
         (class_imbalance, ["--ratios", "0.5"], "--ratios 0.5: must be at least 1"),
         (class_imbalance, ["--epochs", "0"], "--epochs 0: must be at least 1"),
-        (class_imbalance, ["--data", "x.jsonl"], "x.jsonl is no folder with train"),
+        (class_imbalance, ["--data", "x.jsonl"], "x.jsonl has no train.jsonl"),
     ],
 )
 def test_a_wrong_setting_is_one_line(experiment, flags, message, planted, capsys):
