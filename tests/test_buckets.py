@@ -1,4 +1,5 @@
 import doctest
+import functools
 import json
 import pathlib
 
@@ -202,6 +203,89 @@ def test_uniform_negatives_are_uniform_and_the_ratio_mixes(rng):
     np.testing.assert_allclose(counts, 0.2, atol=0.02)
     share = np.mean(draw(0.5, 2) == 5)  # Half are hard, a fifth of the rest too.
     np.testing.assert_allclose(share, 0.6, atol=0.03)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 2)])
+@pytest.mark.parametrize(("buckets", "number"), [(9, 8), (83, 5), (300, 3), (60, 40)])
+def test_hard_negatives_are_those_of_a_sort(buckets, number, shape, rng):
+    """A few or many, among few or many: by passes, in blocks, by a sort."""
+    logits = rng.normal(size=(*shape, buckets)).astype(np.float32)
+    labels = rng.integers(0, buckets, shape)
+    draw = functools.partial(
+        losses.mine_negatives, jax.random.key(0), num_negatives=number, hard_ratio=1.0
+    )
+    wrong = logits.copy()
+    np.put_along_axis(wrong, labels[..., None], -np.inf, axis=-1)
+    wanted = np.argsort(-wrong, axis=-1)[..., :number]
+    np.testing.assert_array_equal(draw(logits, labels).buckets, wanted)
+    batched = jax.vmap(draw)(logits, labels).buckets
+    np.testing.assert_array_equal(batched, wanted)
+    with jax.enable_x64(True):  # Equal in 32 bits, but not in 64.
+        close = 1.0 + 1e-12 * logits.astype(np.float64)
+        np.testing.assert_array_equal(draw(close, labels).buckets, wanted)
+
+
+@pytest.mark.parametrize("value", [0.0, -np.inf, np.inf, np.nan, -np.nan])
+@pytest.mark.parametrize("buckets", [5, 90])
+def test_negatives_are_distinct_among_equal_and_extreme_logits(value, buckets):
+    logits = jnp.full((64, buckets), value)
+    labels = jnp.arange(64) % buckets
+    for ratio in (0.5, 1.0):
+        drawn, _ = losses.mine_negatives(
+            jax.random.key(2), logits, labels, num_negatives=4, hard_ratio=ratio
+        )
+        rows = np.concatenate([drawn, labels[:, None]], axis=1)
+        assert all(len(set(row)) == 5 for row in rows)
+        assert rows.min() >= 0 and rows.max() < buckets
+
+
+def test_each_draw_is_as_likely_as_it_says(rng):
+    """Three of six wrong buckets, partly hard: every set, and each bucket."""
+    rows = 60_000
+    logits = jnp.broadcast_to(jnp.arange(7.0), (rows, 7))
+    labels = jnp.full(rows, 2)
+    draw = lambda ratio: losses.mine_negatives(
+        jax.random.key(5), logits, labels, num_negatives=3, hard_ratio=ratio
+    )
+    sets, counts = np.unique(
+        np.sort(draw(0.0).buckets, axis=-1), axis=0, return_counts=True
+    )
+    assert len(sets) == 20
+    np.testing.assert_allclose(counts / rows, 1 / 20, atol=4 * (0.05 / rows) ** 0.5)
+    drawn, log_inclusion = map(np.asarray, draw(0.4))
+    for bucket in (0, 1, 3, 4, 5, 6):
+        is_it = drawn == bucket
+        share = is_it.any(-1).mean()
+        # Its rank tells, but for the draw: the mean over draws is the probability.
+        assert share == pytest.approx(np.exp(log_inclusion[is_it]).mean(), abs=0.01)
+
+
+def test_approximate_negatives_miss_few_hard_ones(rng):
+    logits = jnp.asarray(rng.normal(size=(500, 1000)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 1000, 500))
+    draw = lambda z, **settings: np.asarray(
+        losses.mine_negatives(
+            jax.random.key(0), z, labels, hard_ratio=1.0, **settings
+        ).buckets
+    )
+    exact = draw(logits, num_negatives=16)
+    found = draw(logits, num_negatives=16, approximate=True)
+    pairs = list(zip(exact, found, strict=True))
+    recall = np.mean([len(set(a) & set(b)) / 16 for a, b in pairs])
+    assert 0.93 < recall < 0.96  # Two of 16 share one of 125 blocks: 1 - 7.5 / 125.
+    assert all(len(set(row)) == 16 for row in found)
+    assert not (found == labels[:, None]).any()
+    # The hardest is always found, and few buckets are no blocks.
+    top = np.take_along_axis(np.asarray(logits), exact[:, :1], 1)
+    np.testing.assert_allclose(
+        np.take_along_axis(np.asarray(logits), found[:, :1], 1), top, rtol=1e-5
+    )
+    few = logits[:, :100]
+    labels = labels % 100
+    settings = {"num_negatives": 16}
+    np.testing.assert_array_equal(
+        draw(few, **settings), draw(few, approximate=True, **settings)
+    )
 
 
 def test_too_many_negatives_are_one_clear_error():

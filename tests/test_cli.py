@@ -258,6 +258,18 @@ def test_preference_flags_that_would_be_ignored_are_errors():
             },
             "hard_negative_ratio below 1",
         ),
+        (
+            {"approximate_negatives": True, "hard_negative_ratio": 0.0},
+            "hard_negative_ratio above 0",
+        ),
+        (
+            {
+                "approximate_negatives": True,
+                "pref_group_estimator": "softmax",
+                "sampling_correction": True,
+            },
+            "approximate_negatives: --sampling_correction",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             config(**wrong)

@@ -123,6 +123,8 @@ class FinetuneConfig:
     """Skip negatives that lead the gold bucket by more logits than this [none]."""
     sampling_correction: bool = False
     """With softmax: make the drawn negatives stand for all wrong buckets."""
+    approximate_negatives: bool = False
+    """With hundreds of buckets: find hard negatives faster, and miss a few."""
     pref_noise: Literal["none", "confidence", "smoothing", "robust", "re_po"] = "none"
     """Wrong labels; re_po learns which to trust by the rows' `annotator` or file."""
     pref_noise_rate: float | None = None
@@ -303,6 +305,15 @@ class FinetuneConfig:
             raise UserError(
                 "--sampling_correction needs --hard_negative_ratio below 1: negatives "
                 "that are all hard say nothing of the others."
+            )
+
+        if self.approximate_negatives and self.sampling_correction:
+            raise UserError(
+                "--approximate_negatives: --sampling_correction needs the exact ones."
+            )
+        if self.approximate_negatives and not self.hard_negative_ratio:
+            raise UserError(
+                "--approximate_negatives needs --hard_negative_ratio above 0."
             )
 
     def _check_noise(self) -> None:

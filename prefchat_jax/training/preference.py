@@ -65,6 +65,7 @@ _RPO_SQ = partial(losses.rpo_margin, distance=losses.rpo_sq)
         "noise",
         "num_negatives",
         "correct_sampling",
+        "approximate_negatives",
         "num_sources",
     ],
 )
@@ -83,6 +84,7 @@ class Preference:
       hard_ratio: share of hard negatives, the rest is uniform.
       slack: negatives that lead by more than this do not count; None counts all.
       correct_sampling: whether margins make up for the draw of the negatives.
+      approximate_negatives: whether a few of the hard negatives may be missed.
       num_sources: sources whose reliability is learned.
     """
 
@@ -96,6 +98,7 @@ class Preference:
     hard_ratio: ArrayLike = 1.0
     slack: ArrayLike | None = None
     correct_sampling: bool = False
+    approximate_negatives: bool = False
     num_sources: int = 1
 
 
@@ -189,6 +192,7 @@ def preference_losses(
             labels,
             num_negatives=min(preference.num_negatives, logits.shape[-1] - 1),
             hard_ratio=preference.hard_ratio,
+            approximate=preference.approximate_negatives,
         )
         rejected = negatives.buckets
         if preference.correct_sampling:

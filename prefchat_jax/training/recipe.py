@@ -4,6 +4,7 @@ import numpy as np
 
 from prefchat_jax import losses
 from prefchat_jax.datasets.sampling import EpochPlan
+from prefchat_jax.losses.negatives import mines_in_blocks
 from prefchat_jax.models.classifier import BucketModel
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus
@@ -74,6 +75,11 @@ def _objective(config: FinetuneConfig, corpus: Corpus, progress: Progress) -> Ob
             f"--pref_group_size {config.pref_group_size} cut to {group_size}: there "
             f"are {num_buckets} buckets"
         )
+    if config.approximate_negatives and not mines_in_blocks(num_buckets, group_size):
+        progress.notice(
+            f"--approximate_negatives changes nothing: {num_buckets} buckets are too "
+            f"few for {group_size} negatives"
+        )
     preference = make_preference(
         config.pref_objective,
         group=config.pref_group_estimator,
@@ -85,6 +91,7 @@ def _objective(config: FinetuneConfig, corpus: Corpus, progress: Progress) -> Ob
         hard_ratio=config.hard_negative_ratio,
         slack=config.false_negative_margin,
         correct_sampling=config.sampling_correction,
+        approximate_negatives=config.approximate_negatives,
         num_sources=len(corpus.sources),
     )
     adjustment = None
