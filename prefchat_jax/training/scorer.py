@@ -20,7 +20,7 @@ from prefchat_jax import losses
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.models.scorer import ScorerConfig, encode, pair_scores
-from prefchat_jax.text.features import Bags
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.training.loop import CHUNK, Progress, check_finite
 from prefchat_jax.training.optimizers import OptimizerConfig, make_optimizer
 
