@@ -27,6 +27,7 @@ _OF_A_DIRECTORY = {
     "meta",
     "weights_meta",
     "resume",
+    "profile",
     "preferences",
     "length_control",
     "max_candidates_per_bucket",
@@ -41,7 +42,7 @@ _OF_A_DIRECTORY = {
 RUN_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(FinetuneConfig)
-    if field.name not in _OF_A_DIRECTORY | {"output", "device"}
+    if field.name not in _OF_A_DIRECTORY | {"output", "device", "compile_cache"}
 )
 
 
