@@ -7,17 +7,23 @@ compiler sets aside beside arguments and results; the differences to the first r
 are relative to its largest entry. Prints JSON lines (with `--json`) or a table.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
-from benchmarks.timing import parse, time_jitted
-from prefchat_jax.cli.console import table
+from benchmarks.machine import Ceilings
+from benchmarks.timing import (
+    compile_program,
+    figures,
+    flags,
+    ratio,
+    show,
+    start,
+    take_turns,
+)
 from prefchat_jax.losses.logprobs import chunked_token_logps, token_logps
 
 
@@ -35,34 +41,32 @@ QUICK = Shape(2, 128, 64, 2000)
 CHUNK_SIZES = (128, 256, 512)
 
 
-def run(shape: Shape, chunk_sizes: Sequence[int], repeats: int) -> list[dict]:
+def run(
+    shape: Shape, chunk_sizes: Sequence[int], limits: Ceilings, *, seconds: float
+) -> list[dict]:
     """One row for all logits at once, and one for each size of a chunk."""
     arguments = _arguments(shape)
-    rows, wanted = [], None
-    for chunk_size in (None, *chunk_sizes):
-        fn = jax.value_and_grad(_loss(chunk_size), argnums=(0, 1))
-        timing = time_jitted(fn, *arguments, repeats=repeats, calls=1)
-        compiled = jax.jit(fn).lower(*arguments).compile()
-        memory = compiled.memory_analysis()
-        assert memory is not None, "this device does not tell"
-        got = jax.tree.leaves(compiled(*arguments))
-        wanted = wanted or got
-        value, *gradients = map(_difference, got, wanted)
-        rows.append(
-            {
-                **shape._asdict(),
-                "chunk_size": chunk_size,
-                "memory_mb": memory.temp_size_in_bytes / 1e6,
-                "compile_seconds": timing.compile_seconds,
-                "median_ms": timing.median_us / 1e3,
-                "spread_ms": timing.spread_us / 1e3,
-                "value_difference": value,
-                "gradient_difference": max(gradients),
-            }
+    programs = {
+        size: compile_program(
+            jax.value_and_grad(_loss(size), argnums=(0, 1)), *arguments
         )
-    for row in rows:
-        row["memory_factor"] = rows[0]["memory_mb"] / row["memory_mb"]
-        row["time_ratio"] = row["median_ms"] / rows[0]["median_ms"]
+        for size in (None, *chunk_sizes)
+    }
+    names = {str(size): program.call for size, program in programs.items()}
+    timed = take_turns(names, seconds=seconds)
+    wanted = jax.tree.leaves(programs[None].call())
+    rows = []
+    for size, program in programs.items():
+        value, *gradients = map(_difference, jax.tree.leaves(program.call()), wanted)
+        examples = shape.sequences * shape.tokens
+        row = {**shape._asdict(), "chunk_size": size}
+        row["logits"] = f"chunks of {size}" if size else "all at once"
+        row |= figures(program, timed[str(size)], limits, examples)
+        row["memory_factor"] = programs[None].temporary_bytes / program.temporary_bytes
+        row["time_ratio"] = ratio(timed[str(size)], timed["None"])
+        row["value_difference"] = value
+        row["gradient_difference"] = max(gradients)
+        rows.append(row)
     return rows
 
 
@@ -91,34 +95,28 @@ def _difference(ours: jax.Array, theirs: jax.Array) -> float:
     return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
+COLUMNS = {
+    "logits": ("logits", ""),
+    "memory MB": ("temporary_mb", ",.1f"),
+    "factor less": ("memory_factor", ".1f"),
+    "compile s": ("compile_seconds", ".1f"),
+    "median us": ("median_us", ",.0f"),
+    "ratio": ("time_ratio", ".2f"),
+    "tokens/s": ("examples_per_second", ",.0f"),
+    "of limit": ("limit_fraction", ".2f"),
+    "value differs": ("value_difference", ".0e"),
+    "gradient differs": ("gradient_difference", ".0e"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(__doc__, argv, repeats=3, quick="a small shape")
+    parser = flags(__doc__, seconds=10.0, quick="a small shape")
+    args, limits = start(parser, argv)
     shape = QUICK if args.quick else SHAPE
     sizes = [size // 8 for size in CHUNK_SIZES] if args.quick else CHUNK_SIZES
-    rows = run(shape, sizes, args.repeats)
-    device = jax.devices()[0]
-    if args.json:
-        for row in rows:
-            print(json.dumps({"device": str(device), "jax": jax.__version__} | row))
-        return
-    cells = [
-        [
-            f"chunks of {row['chunk_size']}" if row["chunk_size"] else "all at once",
-            f"{row['memory_mb']:,.1f}",
-            f"{row['memory_factor']:.1f}",
-            f"{row['compile_seconds']:.1f}",
-            f"{row['median_ms']:,.0f}",
-            f"{row['time_ratio']:.2f}",
-            f"{row['value_difference']:.0e}",
-            f"{row['gradient_difference']:.0e}",
-        ]
-        for row in rows
-    ]
-    columns = ["logits", "memory MB", "factor less", "compile s", "median ms"]
-    columns += ["ratio", "value differs", "gradient differs"]
-    sizes_text = " x ".join(map(str, shape))
-    title = f"{device}, jax {jax.__version__}: {sizes_text}, forward + backward"
-    Console(width=120).print(table(title, columns, cells))
+    rows = run(shape, sizes, limits, seconds=args.seconds)
+    title = " x ".join(map(str, shape)) + ", forward + backward"
+    show(title, COLUMNS, rows, limits, as_json=args.json)
 
 
 if __name__ == "__main__":

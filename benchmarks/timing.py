@@ -188,7 +188,9 @@ def show(
       as_json: whether to print JSON lines.
       text_columns: how many columns at the left are text.
     """
-    machine = describe() | limits._asdict()
+    machine = describe() | {
+        key: round(value, 1) for key, value in limits._asdict().items()
+    }
     if as_json:
         for row in rows:
             print(json.dumps(machine | row))
@@ -200,8 +202,7 @@ def show(
         ]
         for row in rows
     ]
-    console = Console(width=160, highlight=False)
-    said = (f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in machine.items())  # fmt: skip
-    console.print(", ".join(said))
+    console = Console(width=180, highlight=False)
+    said = [f"{key.replace('_', ' ')} {value}" for key, value in machine.items()]
+    console.print(", ".join(said), soft_wrap=True)
     console.print(table(title, list(columns), cells, text_columns=text_columns))

@@ -206,7 +206,7 @@ def test_uniform_negatives_are_uniform_and_the_ratio_mixes(rng):
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 2)])
-@pytest.mark.parametrize(("buckets", "number"), [(9, 8), (83, 5), (300, 3), (60, 40)])
+@pytest.mark.parametrize(("buckets", "number"), [(5, 4), (50, 3), (60, 40)])
 def test_hard_negatives_are_those_of_a_sort(buckets, number, shape, rng):
     """A few or many, among few or many: by passes, in blocks, by a sort."""
     logits = rng.normal(size=(*shape, buckets)).astype(np.float32)
@@ -261,28 +261,28 @@ def test_each_draw_is_as_likely_as_it_says(rng):
 
 
 def test_approximate_negatives_miss_few_hard_ones(rng):
-    logits = jnp.asarray(rng.normal(size=(500, 1000)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, 1000, 500))
+    logits = jnp.asarray(rng.normal(size=(500, 400)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 400, 500))
     draw = lambda z, **settings: np.asarray(
         losses.mine_negatives(
             jax.random.key(0), z, labels, hard_ratio=1.0, **settings
         ).buckets
     )
-    exact = draw(logits, num_negatives=16)
-    found = draw(logits, num_negatives=16, approximate=True)
+    exact = draw(logits, num_negatives=6)
+    found = draw(logits, num_negatives=6, approximate=True)
     pairs = list(zip(exact, found, strict=True))
-    recall = np.mean([len(set(a) & set(b)) / 16 for a, b in pairs])
-    assert 0.93 < recall < 0.96  # Two of 16 share one of 125 blocks: 1 - 7.5 / 125.
-    assert all(len(set(row)) == 16 for row in found)
+    recall = np.mean([len(set(a) & set(b)) / 6 for a, b in pairs])
+    assert 0.94 < recall < 0.96  # Two of 6 seldom share one of 50 blocks: 1 - 2.5 / 50.
+    assert all(len(set(row)) == 6 for row in found)
     assert not (found == labels[:, None]).any()
     # The hardest is always found, and few buckets are no blocks.
     top = np.take_along_axis(np.asarray(logits), exact[:, :1], 1)
     np.testing.assert_allclose(
         np.take_along_axis(np.asarray(logits), found[:, :1], 1), top, rtol=1e-5
     )
-    few = logits[:, :100]
-    labels = labels % 100
-    settings = {"num_negatives": 16}
+    few = logits[:, :40]
+    labels = labels % 40
+    settings = {"num_negatives": 6}
     np.testing.assert_array_equal(
         draw(few, **settings), draw(few, approximate=True, **settings)
     )

@@ -211,9 +211,9 @@ def test_chunks_need_a_quarter_of_the_memory(tokens, hidden, vocabulary, chunk_s
 
 
 def test_the_benchmark_finds_less_memory_and_the_same_gradients(capsys):
-    benchmark.main(["--quick", "--repeats", "2", "--json", "--device", "cpu"])
+    benchmark.main(["--quick", "--json", "--device", "cpu"])
     naive_row, *rows = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
     assert naive_row["memory_factor"] == naive_row["time_ratio"] == 1
     for row in rows:
-        assert row["memory_mb"] < naive_row["memory_mb"] and row["median_ms"] > 0
+        assert row["temporary_mb"] < naive_row["temporary_mb"] and row["median_us"] > 0
         assert max(row["value_difference"], row["gradient_difference"]) < 1e-5

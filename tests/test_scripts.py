@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from benchmarks import datasets as builder_benchmark
-from benchmarks import losses as benchmark
 from benchmarks import retrieval as retrieval_benchmark
 from benchmarks import serving as serving_benchmark
 from experiments import (
@@ -52,18 +51,6 @@ def test_thumbs_become_pairs_and_their_questions_are_stored(corpus_path, monkeyp
     assert rows[0]["system"] == thumbs.FIRST and len(rows) == 7
     right = {row["system"]: row["right"][0] for row in rows}
     assert rows[0]["gain"] == 0 and right["questions stored"] >= right[thumbs.FIRST]
-
-
-def test_the_benchmark_times_every_variant(capsys):
-    rows = benchmark.run([(32, 5, 2)], 3, ["sigmoid", "ipo"], ["epo"])
-    assert [(row["objective"], row["group"]) for row in rows] == [
-        ("sigmoid", "pairwise_mean"),
-        ("ipo", "pairwise_mean"),
-        ("sigmoid", "epo"),
-    ]
-    for row in rows:
-        assert row["compile_seconds"] > 0
-        assert row["forward_us"] > 0 and row["forward_backward_us"] > 0
 
 
 def test_the_builder_is_timed_and_finds_what_was_planted():

@@ -1,0 +1,133 @@
+"""The harness of the benchmarks, and that those of losses run."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import losses as benchmark
+from benchmarks import machine, timing
+from prefchat_jax.errors import UserError
+from prefchat_jax.training.catalogue import GROUPS, OBJECTIVES
+
+LIMITS = machine.Ceilings(10.0, 100.0)
+KEYS = {
+    *("compile_seconds", "median_us", "spread_us", "processor_us", "array_mb"),
+    *("examples_per_second", "accessed_mb", "mflop", "limit_us", "limit_fraction"),
+}
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="torch is not installed: pip install -e '.[peers]'",
+)
+
+
+def test_a_program_is_counted():
+    left, right = jnp.ones((64, 32)), jnp.full((32, 16), 2.0)
+    program = timing.compile_program(jnp.matmul, left, right)
+    assert program.operations == 2 * 64 * 32 * 16
+    assert program.array_bytes == 4 * (64 * 32 + 32 * 16 + 64 * 16)
+    assert program.accessed_bytes >= program.array_bytes
+    np.testing.assert_array_equal(program.call(), np.full((64, 16), 64.0))
+
+
+def test_who_takes_longer_is_measured_turn_by_turn():
+    order = []
+
+    def sleeper(name, seconds):
+        return lambda: (order.append(name), time.sleep(seconds))
+
+    calls = {"slow": sleeper("slow", 0.02), "fast": sleeper("fast", 0.005)}
+    timed = timing.take_turns(calls, seconds=0.05)
+    assert order[:4] == ["slow", "slow", "fast", "fast"]  # Warm-up.
+    assert order[4:] == ["slow", "fast"] * (len(order[4:]) // 2)
+    assert len(timed["slow"].wall) == len(timed["fast"].wall) >= 3
+    assert 1.5 < timing.ratio(timed["slow"], timed["fast"]) < 6
+    assert np.median(timed["slow"].processor) < 0.01  # It slept.
+
+
+def test_the_limit_is_the_longer_of_copy_and_product():
+    fixed = timing.Timing(np.full(3, 1e-3), np.full(3, 2e-3))
+    program = timing.Program(lambda: None, 1.0, 5e6, 6e6, 7e6, 1e6)
+    row = timing.figures(program, fixed, LIMITS, examples=100)
+    assert row["limit_us"] == pytest.approx(500)  # 5 MB at 10 GB/s.
+    assert row["limit_fraction"] == pytest.approx(0.5)
+    assert row["examples_per_second"] == pytest.approx(100_000)
+    assert row["processor_us"] == pytest.approx(2000)
+    many = program._replace(operations=80e6)  # 80 million at 100 a ns.
+    assert timing.figures(many, fixed, LIMITS, 1)["limit_us"] == pytest.approx(800)
+    untold = program._replace(operations=float("nan"))
+    assert timing.figures(untold, fixed, LIMITS, 1)["limit_us"] == pytest.approx(500)
+
+
+def test_the_machine_is_measured_and_described():
+    found = machine.ceilings(quick=True)
+    assert 0.1 < found.copy_gb_per_second < 5000 and found.product_gflops > 0.1
+    said = machine.describe()
+    assert said["threads"] == machine.threads() and said["jax"] == jax.__version__
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_threads_hold_the_process_and_wrong_ones_are_an_error():
+    code = (
+        "from benchmarks import machine; machine.use_threads(1); "
+        "import os; print(machine.threads(), os.sched_getaffinity(0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("1 {")
+    machine.use_threads(None)
+    for number in (0, 10_000):
+        with pytest.raises(UserError, match=f"--threads {number}: this process may"):
+            machine.use_threads(number)
+
+
+def test_every_loss_is_timed():
+    assert {objective for objective, _, _ in benchmark.VARIANTS} == set(OBJECTIVES)
+    assert {group for _, group, _ in benchmark.VARIANTS} == set(GROUPS)
+    variants = benchmark.VARIANTS[:1]
+    rows = list(benchmark.run([(8, 33, 2)], LIMITS, seconds=0.01, variants=variants))
+    assert [(row["negatives"], row["loss"]) for row in rows] == [
+        (1, "sigmoid / epo / confidence"),
+        (2, "sigmoid / epo / confidence"),
+        (2, "sigmoid / epo / confidence / approximate"),
+    ]
+    for row in rows:
+        assert row.keys() >= KEYS and row["forward_us"] > 0
+        assert 0.8 < row.get("recall", 1.0) <= 1
+
+
+@needs_torch
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", benchmark.VARIANTS)
+def test_torch_does_the_same_work(variant):
+    """The comparison before the timing fails where a loss or a gradient differs."""
+    case = benchmark.Case((16, 7, 3), *variant)
+    peers, why_not = benchmark._peers(case, torch_compile=False)
+    assert peers.keys() == ({"torch"} if case.objective != "lmpo" else set())
+    assert why_not.keys() == ({"torch"} if not peers else {"torch.compile"})
+    if peers:
+        value, gradient = peers["torch"]()
+        with pytest.raises(AssertionError):
+            benchmark._compare(case, (value + 1, gradient))
+        wrong = gradient * 1.01
+        with pytest.raises(AssertionError):
+            benchmark._compare(case._replace(noise="none"), (value, wrong))
+
+
+def test_the_command_prints_lines_and_tables(capsys):
+    benchmark.main(["--quick", "--json", "--device", "cpu"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["loss"] for row in rows[2:]] == list(benchmark.SEQUENCE)
+    for row in rows:
+        assert row.keys() >= KEYS | {"jax", "threads", "copy_gb_per_second"}
+    benchmark.show("title", benchmark.COLUMNS, rows, LIMITS, as_json=False)
+    out = capsys.readouterr().out
+    assert "product gflops 100.0" in out and "apo_zero" in out
