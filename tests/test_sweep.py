@@ -328,6 +328,7 @@ def test_settings_of_runs_are_those_of_finetune():
     fields = {field.name for field in dataclasses.fields(FinetuneConfig)}
     assert set(RUN_FIELDS) < fields
     left = fields - set(RUN_FIELDS) - {"output", "device", "meta", "resume"}
+    left -= {"compile_cache", "profile"}
     left -= {"preferences", "length_control"}
     assert all(name.startswith(("scorer_", "weights_", "max_")) for name in left)
 
