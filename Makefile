@@ -16,7 +16,7 @@ test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
 
 test-peers: $(VENV)/dev $(VENV)/peers
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_peers.py tests/test_traps.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_peers.py tests/test_traps.py tests/test_benchmarks.py
 
 # Writes docs/results.md; DATA is a folder with intents/ and prefs/.
 experiments: $(VENV)/dev

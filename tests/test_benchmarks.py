@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import losses as benchmark
-from benchmarks import machine, timing
+from benchmarks import machine, timing, training
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.catalogue import GROUPS, OBJECTIVES
 
@@ -120,6 +120,16 @@ def test_torch_does_the_same_work(variant):
         wrong = gradient * 1.01
         with pytest.raises(AssertionError):
             benchmark._compare(case._replace(noise="none"), (value, wrong))
+
+
+def test_training_is_timed(capsys):
+    training.main(["--quick", "--json", "--device", "cpu"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    names = [training.SHIPPED, "base", training.HEAD]
+    assert [row["variant"] for row in rows] == names and rows[0]["ratio"] == 1
+    flops = [row["mflop"] for row in rows]
+    assert flops[0] > flops[1] > flops[2] > 0  # A smaller model, and less of it.
+    assert all(row.keys() >= KEYS and row["examples_per_second"] > 0 for row in rows)
 
 
 def test_the_command_prints_lines_and_tables(capsys):

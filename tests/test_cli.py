@@ -410,11 +410,13 @@ def test_finetune_evaluate_and_chat_work_together(
     argv = ["finetune", "--data", str(corpus_path), "--output", output]
     argv += ["--meta", meta, "--epochs", "5", "--model_size", "base", "--device", "cpu"]
     argv += ["--warmup_steps", "999", "--pref_group_size", "9", "--lr", "0.02"]
+    argv += ["--approximate_negatives"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "epoch  5" in out and "best epoch" in out and output in out
     assert re.search(r"--warmup_steps 999 cut to \d+: the run has \d+ steps", out)
     assert "--pref_group_size 9 cut to 3" in out
+    assert "--approximate_negatives changes nothing: 4 buckets are too few" in out
     assert "chat would refuse 0% of 4 answered validation rows" in out
     assert "so few rows say little" in out and "hardly anything" not in out
     assert json.loads((tmp_path / "meta.json").read_text())["labels"][0]["label"]

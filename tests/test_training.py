@@ -346,6 +346,17 @@ def test_sampling_correction_stands_for_all_wrong_buckets(rng):
     np.testing.assert_allclose(np.exp(drawn).mean(), np.exp(wanted), rtol=0.02)
 
 
+def test_approximate_negatives_are_less_hard(rng):
+    logits = jnp.asarray(rng.normal(size=(64, 80)), jnp.float32)
+    labels = np.arange(64)
+    exact, found = (
+        _preference("sigmoid", logits, labels, approximate_negatives=approximate)[0]
+        for approximate in (False, True)
+    )
+    assert (found <= exact + 1e-5).all() and (found < exact - 1e-3).any()
+    assert 0.95 * exact.mean() < found.mean()
+
+
 def test_rows_that_do_not_count_leave_the_state_alone():
     made = make_preference("lmpo", noise="re_po", num_negatives=2)
 
