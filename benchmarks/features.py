@@ -82,6 +82,8 @@ def compare(config: FeatureConfig, texts: Sequence[str]) -> None:
     Raises:
       AssertionError: they differ.
     """
+    from scipy import sparse
+
     plain = [" ".join(text.split()) for text in texts if text.isascii()][:_COMPARED]
     bits = 22  # So many ids that hardly two n-grams share one.
     wide = FeatureConfig(bits=bits, char_ngrams=config.char_ngrams, max_features=9_999)
@@ -89,12 +91,13 @@ def compare(config: FeatureConfig, texts: Sequence[str]) -> None:
     ours = ngram_keys(plain, wide.char_ngrams, bits) >> bits
     theirs = sum(count.sum(axis=1) for count in peer.counts(plain))
     np.testing.assert_array_equal(np.bincount(ours), np.ravel(theirs))
-    featurizer = Featurizer.fit([(Turn("user", text),) for text in plain], wide)
-    dense = np.zeros((len(plain), 2**bits), np.float32)
-    for row, (ids, weights) in enumerate(zip(*featurizer.texts(plain), strict=True)):
-        np.add.at(dense[row], ids, weights)
+    contexts = [(Turn("user", text),) for text in plain]
+    bags = Featurizer.fit(contexts, wide).packed(contexts)
+    same = sparse.csr_array(
+        (bags.weights, bags.ids, bags.offsets), (len(plain), 1 << bits)
+    )
     found = peer(plain)
-    apart = np.abs(dense @ dense.T - (found @ found.T).toarray())
+    apart = np.abs((same @ same.T - found @ found.T).toarray())
     # The few that hashing gives one id make few rows a little more alike.
     assert np.quantile(apart, 0.98) < 2e-3 and apart.max() < 0.05, apart.max()
 
