@@ -50,11 +50,15 @@ class Sklearn:
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
         chars = min(config.char_ngrams), max(config.char_ngrams)
-        kinds = (
+        kinds: tuple[dict[str, Any], ...] = (
             {"analyzer": "char", "ngram_range": chars},
             {"ngram_range": (1, 2), "token_pattern": r"[a-z0-9_']+|[^a-z0-9_'\s]"},
         )
-        same = {"n_features": 2 ** (bits - 1), "norm": None, "alternate_sign": False}
+        same: dict[str, Any] = {
+            "n_features": 2 ** (bits - 1),
+            "norm": None,
+            "alternate_sign": False,
+        }
         self.counters = [HashingVectorizer(**kind, **same) for kind in kinds]
         self._weighers = [TfidfTransformer(sublinear_tf=True) for _ in kinds]
         self._stack = sparse.hstack
