@@ -10,6 +10,7 @@ made before, and nothing is validated or saved.
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ from prefchat_jax.training.steps import init_state, run_steps
 
 SHIPPED = "as shipped"
 HEAD = "head alone, as --frozen_features"
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     SHIPPED: {},
     "without clip": {"grad_clip_norm": 0.0},
     "without preference": {"pref_weight": 0.0},

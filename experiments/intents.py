@@ -29,6 +29,7 @@ from rich.console import Console
 from prefchat_jax.cli.console import table
 from prefchat_jax.datasets.labels import Buckets
 from prefchat_jax.datasets.records import read_records
+from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.metrics import macro_f1, paired_bootstrap
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training.checkpoints import load_model
@@ -39,11 +40,20 @@ CE_ALONE = "default, CE alone"
 
 
 def svm_predictions(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """What the linear SVM says on val, and the right labels."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_pipeline, make_union
-    from sklearn.svm import LinearSVC
+    """What the linear SVM says on val, and the right labels.
 
+    Raises:
+      UserError: scikit-learn is missing.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.pipeline import make_pipeline, make_union
+        from sklearn.svm import LinearSVC
+    except ImportError as error:
+        raise UserError(
+            "the linear SVM needs scikit-learn: pip install "
+            "'prefchat-jax[experiments]'."
+        ) from error
     train = read_records([folder / "train.jsonl"]).examples
     val = read_records([folder / "val.jsonl"]).examples
     features = make_union(

@@ -13,8 +13,6 @@ import msgspec
 import numpy as np
 import optax
 from flax import nnx
-from rich.console import Console
-from rich.progress import track
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.losses.logprobs import (
@@ -23,7 +21,6 @@ from prefchat_jax.losses.logprobs import (
     sequence_logps,
 )
 
-PROGRESS = Console(stderr=True)
 SPECIAL = ("<pad>", "<unknown>", "<answer>", "<end>")  # No words: see `words`.
 PAD, UNKNOWN, ANSWER, END = range(4)
 
@@ -205,7 +202,6 @@ def fit(
     stage: Stage,
     *,
     seed: int,
-    name: str,
 ) -> Any:
     """Minimises `loss(params, batch).mean()`; rows are axis 1 of arrays in `data`."""
     rng = np.random.default_rng(seed)
@@ -227,8 +223,7 @@ def fit(
         return optax.apply_updates(params, updates), opt_state
 
     opt_state = tx.init(params)
-    hidden = not PROGRESS.is_terminal
-    for rows in track(batches, name, console=PROGRESS, transient=True, disable=hidden):
+    for rows in batches:
         params, opt_state = step(params, opt_state, data, rows)
     return jax.block_until_ready(params)
 

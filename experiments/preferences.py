@@ -182,6 +182,24 @@ def tune(fold: Fold, settings: dict[str, Any]) -> tuple[Params, dict[str, float]
     return fit.params, trust
 
 
+def scorers(
+    pairs: list[PreferencePair], named: dict[str, dict | None], flip: float | None
+) -> Iterator[tuple[Fold, str, Params, dict[str, float]]]:
+    """Every fold with the scorer of every variant, and whom that trusts.
+
+    Args:
+      pairs: all of them.
+      named: settings of a tuning by name; None is before tuning.
+      flip: share of labels that are wrong in training; None leaves annotators, too.
+    """
+    for fold in make_folds(pairs, flip):
+        for name, settings in named.items():
+            params, trusted = fold.params, {}
+            if settings is not None:
+                params, trusted = tune(fold, settings)
+            yield fold, name, params, trusted
+
+
 def first_of_100(fold: Fold, params: Params) -> np.ndarray:
     """1 where the chosen reply is the first of 100, by row of the fold."""
     made = blocks([Example(pair.context, pair.chosen) for pair in fold.test])
@@ -212,20 +230,16 @@ def run(
     before = found[START]  # Filled first, of each fold.
     first = {name: [] for name in named}
     trust: dict[str, list[dict[str, float]]] = {name: [] for name in named}
-    for fold in make_folds(pairs, flip):
-        for name, settings in named.items():
-            params = fold.params
-            if settings is not None:
-                params, trusted = tune(fold, settings)
-                trust[name].append(trusted)
-            found[name][fold.numbers] = margins(fold, params)
-            first[name].append(first_of_100(fold, params))
+    for fold, name, params, trusted in scorers(pairs, named, flip):
+        trust[name].append(trusted)
+        found[name][fold.numbers] = margins(fold, params)
+        first[name].append(first_of_100(fold, params))
     sides = [pair.chosen for pair in pairs], [pair.rejected for pair in pairs]
     rows = []
     for name in named:
         means = {
             who: float(np.mean([one[who] for one in trust[name]]))
-            for who in (trust[name][0] if trust[name] else ())
+            for who in trust[name][0]
         }
         row = {"variant": name, "flip": flip, "reliability": means}
         row["first_of_100"] = float(np.mean(np.concatenate(first[name])))

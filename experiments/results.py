@@ -15,8 +15,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import (
+    class_imbalance,
     compare_losses,
+    ema_accumulation,
+    few_shot,
+    group_estimators,
+    heads,
     label_noise,
+    length_bias,
+    sequence_preferences,
 )
 from experiments.page import Experiment
 from prefchat_jax.cli import flags
@@ -26,10 +33,18 @@ from prefchat_jax.files import write_aside
 _INTENTS = tuple(
     f"intents/{name}" for name in ("banking77", "clinc150", "hwu64", "snips")
 )
+_PAIRS = tuple(f"prefs/hh_{name}_train.jsonl" for name in ("helpful", "harmless"))
 # What is run, and on which files below --data.
 RUNS: tuple[tuple[Experiment, dict[str, Any]], ...] = (
     (compare_losses.EXPERIMENT, {"data": _INTENTS}),
     (label_noise.EXPERIMENT, {"data": _INTENTS[0]}),
+    (group_estimators.EXPERIMENT, {"data": _INTENTS[0]}),
+    (heads.EXPERIMENT, {"data": _INTENTS[0]}),
+    (ema_accumulation.EXPERIMENT, {"data": _INTENTS[0]}),
+    (class_imbalance.EXPERIMENT, {"data": _INTENTS[1]}),
+    (few_shot.EXPERIMENT, {"data": _INTENTS[:3]}),
+    (length_bias.EXPERIMENT, {"data": _PAIRS}),
+    (sequence_preferences.EXPERIMENT, {"data": "prefs/taskmaster_reward.jsonl"}),
 )
 NAMES = tuple(experiment.name for experiment, _ in RUNS)
 

@@ -11,19 +11,16 @@ the longer and the shorter response is the chosen one; and the seconds of tuning
 Each seed has its own split: mean and standard deviation over seeds. LMPO, which
 has a state, and KTO, which has no pairs, are not here.
 
-On 2 busy cores, Taskmaster TM-3/TM-4 rewards (639 rows, 230 prompts) take two
-minutes with one objective and seed. Found there with 3 seeds: 0.60 +- 0.11 before
-and 0.66 +- 0.15 with DPO, 0.65 +- 0.14 with IPO, 0.63 +- 0.09 with ORPO, 0.72 +-
+Found on Taskmaster TM-3/TM-4 rewards (639 rows, 230 prompts) with 3 seeds: 0.60 +- 0.11
+before and 0.66 +- 0.15 with DPO, 0.65 +- 0.14 with IPO, 0.63 +- 0.09 with ORPO, 0.72 +-
 0.09 with SimPO, 0.70 +- 0.08 with RePO, where the longer response is right in 0.55:
 higher on average, but a split holds out only about 56 rows of 23 prompts, and the
-epochs and rates were chosen on the first of them. On 1,876
-HH-RLHF helpful pairs a model of this size learns next to nothing: one seed has 0.46
-before, 0.48 with DPO and 0.56 with SimPO, where the longer response has 0.52.
+epochs and rates were chosen on the first of them. On 1,876 HH-RLHF helpful pairs a
+model of this size learns next to nothing: one seed has 0.46 before, 0.48 with DPO and
+0.56 with SimPO, where the longer response has 0.52.
 """
 
-import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -34,10 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from rich.console import Console
 
 from experiments.language_model import (
-    PROGRESS,
     ModelConfig,
     Row,
     Scores,
@@ -51,9 +46,11 @@ from experiments.language_model import (
     split,
     words,
 )
+from experiments.page import Experiment, Result, Settings, Table
 from prefchat_jax import losses
-from prefchat_jax.cli.console import table
 from prefchat_jax.errors import UserError
+from prefchat_jax.evaluation import charts
+from prefchat_jax.training.loop import Progress
 
 Params = Any
 
@@ -117,20 +114,33 @@ OBJECTIVES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What to tune, with what, and on what."""
+class Config(Settings):
+    """Tune a small language model with each objective."""
 
     data: str
-    objective: Sequence[str] = ("dpo",)
+    """JSONL file of rows with prompt, chosen and rejected."""
+    objective: tuple[str, ...] = tuple(OBJECTIVES)
+    """Compare these [all]."""
     seeds: int = 1
+    """Runs of each, with a split of its own."""
     val_split: float = 0.1
+    """Share of the prompts that is held out."""
     model: ModelConfig = ModelConfig()
+    """The shape of the model."""
     supervised: Stage = Stage(epochs=3, lr=1e-3)
+    """Training on the chosen responses."""
     preference: Stage = Stage(epochs=3, lr=1e-4)
+    """Tuning."""
+
+    def __post_init__(self):
+        for name in self.objective:
+            if name not in OBJECTIVES:
+                known = " ".join(OBJECTIVES)
+                raise UserError(f"--objective {name}: use some of {known}.")
 
 
 def run_seed(
-    config: Config, rows: Sequence[Row], seed: int
+    config: Config, rows: Sequence[Row], seed: int, progress: Progress
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Trains a supervised start, tunes it with each objective, and judges both."""
     train, val = split(rows, config.val_split, np.random.default_rng(seed))
@@ -141,23 +151,22 @@ def run_seed(
     policy = lambda params, tokens: nnx.merge(graphdef, params).score(tokens)
     score_batch = jax.jit(policy)
 
-    began = time.perf_counter()
+    progress.stage(f"seed {seed}: supervised")
     likelihood = lambda params, tokens: -policy(params, tokens[0]).means
     stage = config.supervised
-    start = fit(likelihood, params, data, stage, seed=seed, name="supervised")
+    start = fit(likelihood, params, data, stage, seed=seed)
     reference = score_all(score_batch, start, data)
     before = score_all(score_batch, start, val_data)
-    PROGRESS.print(f"seed {seed}: supervised, {time.perf_counter() - began:.0f} s")
     for name in config.objective:
+        progress.stage(f"seed {seed}: {name}")
         began, objective = time.perf_counter(), OBJECTIVES[name]
         loss = lambda params, batch, objective=objective: objective.loss(
             policy(params, batch[0]), batch[1]
         )
         both = data, reference
-        tuned = fit(loss, start, both, config.preference, seed=seed, name=name)
+        tuned = fit(loss, start, both, config.preference, seed=seed)
         after = score_all(score_batch, tuned, val_data)
         seconds = time.perf_counter() - began
-        PROGRESS.print(f"seed {seed}: {name}, {seconds:.0f} s")
         figures = {"held_out_rows": len(val), "seconds": seconds, **baselines(val)}
         figures |= _judge("before", before, objective.reward(before, before))
         yield name, figures | _judge("after", after, objective.reward(after, before))
@@ -185,12 +194,16 @@ def baselines(rows: Sequence[Row]) -> dict[str, float]:
     return {"longer": accuracy(lengths), "shorter": accuracy(-lengths)}
 
 
-def run(config: Config) -> list[dict]:
-    """One row of figures for each objective: means and deviations over seeds."""
+def run(config: Config, progress: Progress) -> Result:
+    """One row of figures for each objective: means and deviations over seeds.
+
+    Raises:
+      UserError: a bad file.
+    """
     rows = read_rows(config.data)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in config.objective}
     for seed in range(config.seeds):
-        for name, figures in run_seed(config, rows, seed):
+        for name, figures in run_seed(config, rows, seed, progress):
             found[name].append(figures)
     results = []
     for name, seeds in found.items():
@@ -199,27 +212,12 @@ def run(config: Config) -> list[dict]:
             values = [figures[key] for figures in seeds]
             row |= {key: float(np.mean(values)), f"{key}_std": float(np.std(values))}
         results.append(row)
-    return results
+    return {"rows": results, "seeds": config.seeds}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=["dpo"])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--val_split", type=float, default=0.1)
-    parser.add_argument("--json", action="store_true", help="print JSON lines instead")
-    args = vars(parser.parse_args(argv))
-    as_json = args.pop("json")
-    config = Config(**args)
-    try:
-        rows = run(config)
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
-    if as_json:
-        for row in rows:
-            print(json.dumps({"config": dataclasses.asdict(config), **row}))
-        return
+def tables(result: Result) -> list[Table]:
+    """One line for each objective, the most accurate first."""
+    rows = sorted(result["rows"], key=lambda row: -row["accuracy_after"])
     spread = lambda row, key: f"{row[key]:.3f} +- {row[key + '_std']:.3f}"
     cells = [
         [
@@ -229,18 +227,48 @@ def main(argv: Sequence[str] | None = None) -> None:
             spread(row, "reward_accuracy_after"),
             f"{row['margin_before']:+.2f}",
             f"{row['margin_after']:+.2f}",
-            f"{row['longer']:.3f}",
-            f"{row['shorter']:.3f}",
             f"{row['seconds']:.0f}",
         ]
         for row in rows
     ]
     columns = ["objective", "supervised", "tuned", "tuned, by reward", "margin before"]
-    columns += ["after", "longer", "shorter", "seconds"]
-    held_out = f"{rows[0]['held_out_rows']:.0f} held-out rows"
-    title = f"{config.data}: accuracy, {held_out}, {config.seeds} seeds"
-    Console(width=120).print(table(title, columns, cells))
+    title = (
+        f"Accuracy on {rows[0]['held_out_rows']:.0f} held-out rows, {result['seeds']} "
+        f"seeds; the longer response is right in {rows[0]['longer']:.3f}, the shorter "
+        f"in {rows[0]['shorter']:.3f}"
+    )
+    return [Table(title, [*columns, "after", "seconds"], cells)]
 
+
+def draw(result: Result):
+    """Accuracy by objective, beside the rules that know only length."""
+    rows = sorted(result["rows"], key=lambda row: -row["accuracy_after"])
+    rules = {
+        "supervised": "accuracy_before",
+        "the longer one": "longer",
+        "the shorter one": "shorter",
+    }
+    names = [*(row["objective"] for row in rows), *rules]
+    keys = [*("accuracy_after" for _ in rows), *rules.values()]
+    of = [*rows, *(rows[0] for _ in rules)]
+    mean, std = (
+        np.array([row[key + end] for row, key in zip(of, keys, strict=True)])
+        for end in ("", "_std")
+    )
+    figure = charts.new_figure(height=0.25 * len(names) + 0.9)
+    charts.leaderboard(
+        figure.subplots(),
+        names,
+        mean,
+        mean - std,
+        mean + std,
+        xlabel="held-out accuracy, +- a standard deviation over seeds",
+        baseline=0.5,
+    )
+    return figure
+
+
+EXPERIMENT = Experiment("sequence_preferences", __doc__, Config, run, tables, draw)
 
 if __name__ == "__main__":
-    main()
+    EXPERIMENT.main()

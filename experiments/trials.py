@@ -46,9 +46,13 @@ class Trial(NamedTuple):
         """How many runs did not come through; they count as wrong everywhere."""
         return sum(bool(outcome.diverged) for outcome in self.outcomes)
 
+    def predicted(self) -> np.ndarray:
+        """Buckets of each row under each seed, `[seeds, n]`; -1 where one diverged."""
+        return np.stack([self._predicted(outcome) for outcome in self.outcomes])
+
     def correct(self) -> np.ndarray:
         """Whether each row is right under each seed, bool `[seeds, n]`."""
-        return np.stack([self._predicted(o) == self.labels for o in self.outcomes])
+        return self.predicted() == self.labels
 
     def figures(self) -> dict[str, Any]:
         """Accuracy with its interval, and what else is told of every setting."""
@@ -93,6 +97,7 @@ def run_trials(
     settings: Mapping[str, Setting],
     seeds: int,
     *,
+    first: int = 0,
     plant: Plant | None = None,
     progress: Progress = Silent(),
 ) -> dict[str, Trial]:
@@ -102,14 +107,15 @@ def run_trials(
       data: a folder with `train.jsonl` and `val.jsonl`, or one file, a share of
         which judges.
       settings: by name.
-      seeds: how many, from 0.
+      seeds: how many.
+      first: the lowest of them.
       plant: makes the labels that a run trains on; None leaves the right ones.
       progress: is told what happens.
 
     Raises:
       UserError: bad data or settings.
     """
-    pairs = [(name, seed) for name in settings for seed in range(seeds)]
+    pairs = [(name, seed) for name in settings for seed in range(first, first + seeds)]
     # Nothing is written, and all share one split.
     common: dict[str, Any] = {"output": "-", "data_seed": 0, "scorer_epochs": 0}
     common |= corpus_flags(data)

@@ -15,7 +15,7 @@ from prefchat_jax.chat.ranking import RELEVANCE
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.asking import ask
-from prefchat_jax.evaluation.metrics import softmax
+from prefchat_jax.evaluation.metrics import reliability_bins, softmax
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.tuning import choices, tune_weights
@@ -199,25 +199,34 @@ def calibrate(
       is_right: bool `[m]`.
 
     Returns:
-      Of the classifier, if it has rows: `temperature`, and `min_probability`,
-      below which a bucket counts as out of scope. Of the replies, if there are:
-      `confidence` (`slope`, `offset`), and `min_confidence`, which is compared
-      with the probability that they give.
+      Of the classifier, if it has rows: `temperature`; `min_probability`, below
+      which a bucket counts as out of scope; and `bins`, the rows, the mean
+      confidence and the accuracy of each bin that has rows. Of the replies, if
+      there are: `confidence` (`slope`, `offset`), and `min_confidence`, which is
+      compared with the probability that they give.
     """
     found: dict[str, Any] = {}
     if logits is not None and labels is not None and len(logits):
         temperature = fit_temperature(logits, labels)
         probs = softmax(logits, temperature)
+        best, right = probs.max(axis=1), probs.argmax(axis=1) == labels
         found["temperature"] = temperature
-        found["min_probability"] = scope_threshold(
-            probs.max(axis=1), probs.argmax(axis=1) == labels
-        )
+        found["min_probability"] = scope_threshold(best, right)
+        found["bins"] = _held_bins(best, right)
     if relevance is not None and is_right is not None and len(relevance):
         # Without a right reply, as where each row has its own, nothing is known.
         platt = fit_platt(relevance, is_right) if np.any(is_right) else ASSUMED
         found["confidence"] = platt._asdict()
         found["min_confidence"] = _EVEN
     return found
+
+
+def _held_bins(confidence: np.ndarray, is_right: np.ndarray) -> list[list[float]]:
+    """What `prefchat report` draws; the rows themselves are not kept."""
+    bins = reliability_bins(confidence, is_right)
+    held = np.flatnonzero(bins.counts)
+    columns = (bins.counts, bins.confidence, bins.accuracy)
+    return [list(row) for row in zip(*(c[held].tolist() for c in columns), strict=True)]
 
 
 def measure_chat(

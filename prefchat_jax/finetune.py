@@ -115,6 +115,7 @@ def finetune(config: FinetuneConfig, progress: Progress = Silent()) -> Result:
             make_plan(config, corpus),
             progress,
             scorer_params,
+            config.report_to,
         )
         refused = finish_run(run, result, corpus)
         write_report(run, config, result, corpus, refused)
@@ -219,15 +220,8 @@ def _check_same_run(
             f"--resume: {run.path} was written by prefchat-jax {written['version']}, "
             "which trained in another way: start a new run with --weights of it."
         )
-    ignored = {
-        "resume",
-        "output",
-        "device",
-        "compile_cache",
-        "profile",
-        "meta",
-        "early_stop_patience",
-    }
+    ignored = {"resume", "output", "device", "compile_cache", "profile", "meta"}
+    ignored |= {"report_to", "early_stop_patience"}
     for name, value in dataclasses.asdict(config).items():
         # A flag that is newer than the run had no say in it.
         before = written["finetune"].get(name, value)

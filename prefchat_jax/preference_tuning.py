@@ -31,9 +31,10 @@ from prefchat_jax.inference import Inference
 from prefchat_jax.models.scorer import with_values
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.checkpoints import Checkpoints, load_model, load_scorer
-from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.config import FinetuneConfig, ReportTo
 from prefchat_jax.training.corpus import validation_rows
-from prefchat_jax.training.loop import MetricsLog, Progress
+from prefchat_jax.training.loop import Progress
+from prefchat_jax.training.metrics_log import MetricsLog
 from prefchat_jax.training.pairs_run import (
     PairCorpus,
     PairFit,
@@ -100,7 +101,7 @@ def tune_preferences(config: FinetuneConfig, progress: Progress = Silent()) -> T
             "preferences": _description(config, compared, corpus, fit, old.fingerprint)
             | {"reliability": reliability, "calibration_rows": len(rows)},
         }
-        _write(run, source, description, fit, old)
+        _write(run, source, description, fit, old, config.report_to)
         if rows:
             with Chat.load(run.path) as chat:
                 description |= measure_chat(chat, rows)
@@ -118,12 +119,13 @@ def _write(
     description: dict[str, Any],
     fit: PairFit,
     old: Inference,
+    report_to: ReportTo,
 ) -> None:
     """All files of the new run; the checkpoint, which makes it one, comes last."""
     _, classifier = load_model(source)
-    scorer, log = fit.params, MetricsLog(run, [])
-    for row in fit.history:
-        log.write({"summary": True} | row)
+    scorer = fit.params
+    with MetricsLog(run, fit.history, report_to):
+        pass
     run.write_json("labels.json", source.buckets())
     run.write_features(old.featurizer)
     run.write_json("config.json", description)

@@ -1,10 +1,8 @@
 """Sweep: one corpus, many runs, one table of what each came to."""
 
-import csv
 import dataclasses
-import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
@@ -13,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prefchat_jax.building.config import usable_cores
-from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.metrics import expected_calibration_error, macro_f1
-from prefchat_jax.files import write_aside
 from prefchat_jax.finetune import Silent
 from prefchat_jax.models.frozen import trained_params
 from prefchat_jax.training import catalogue
@@ -43,30 +39,11 @@ from prefchat_jax.training.sweep import (
     state_bytes,
 )
 from prefchat_jax.training.sweep_config import RUN_FIELDS, SweepConfig
+from prefchat_jax.training.sweep_table import FIGURES, Row, read_table, write_table
 
 _MEMORY = 2 << 30  # Bytes for states of runs, where the device tells no limit.
 _WORTH_MEASURING = 16  # Fewer runs than this are through before it has paid.
 
-# What a row says of its run, beside its settings.
-FIGURES = (
-    "fingerprint",
-    "diverged",
-    "best_epoch",
-    "eval_loss",
-    "eval_accuracy",
-    "eval_macro_f1",
-    "eval_calibration",
-    "loss",
-    "rewards/margins",
-    "rewards/accuracies",
-    "reliability",
-    "steps_per_second",
-    "runs_at_once",
-)
-COLUMNS = (*RUN_FIELDS, *FIGURES)
-
-# A row of the table: texts by column, as they stand in the file.
-Row = dict[str, str]
 # The labels that a run trains on, of its place and the right ones.
 Relabel = Callable[[int, np.ndarray], np.ndarray]
 
@@ -110,7 +87,8 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
         for flags, run in zip(configs, study.runs, strict=True)
     ]
     with output.alone():
-        found = _read(table)
+        there = read_table(table) if table.exists() else []
+        found = {_identity(row): row for row in there}
         todo = {
             i: run
             for i, run in enumerate(study.runs)
@@ -121,7 +99,7 @@ def sweep(config: SweepConfig, progress: Progress = Silent()) -> Sweep:
         for number, outcome, at_once in trained:
             row = keys[number] | _figures(outcome, study.corpus, at_once)
             found[_identity(row)] = row
-            _write(table, found.values())
+            write_table(table, found.values())
     return Sweep(
         [found[_identity(key)] for key in keys],
         len(todo),
@@ -349,31 +327,6 @@ def _text(value: Any) -> str:
 def _identity(row: Row) -> tuple[str, ...]:
     """Rows with one identity are of one run."""
     return tuple(row[name] for name in (*RUN_FIELDS, "fingerprint"))
-
-
-def _read(path: pathlib.Path) -> dict[tuple[str, ...], Row]:
-    """The rows that are there already, by identity."""
-    if not path.exists():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no table of a sweep: {error}.") from error
-    if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row for row in rows):
-        raise UserError(
-            f"{path} has other columns than this version writes: choose another "
-            "--output."
-        )
-    return {_identity(row): row for row in rows}
-
-
-def _write(path: pathlib.Path, rows: Iterable[Row]) -> None:
-    with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class _Once:

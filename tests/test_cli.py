@@ -191,6 +191,7 @@ WRONG_VALUES = {
     "seed": "-1",
     "data_seed": "-1",
     "device": "npu",
+    "report_to": "wandb",
     "nonsense": "1",
 }
 
@@ -220,7 +221,7 @@ def test_widths_of_branches_come_from_the_size_or_the_flags():
 def test_flags_of_cross_entropy_that_do_not_go_together_are_errors():
     config = lambda **changes: FinetuneConfig(data="a", output="b", **changes)
     for wrong, message in (
-        ({"gce_q": 0.7, "label_smoothing": 0.05}, "--label_smoothing 0.05 smooths"),
+        ({"gce_q": 0.7, "label_smoothing": 0.05}, "--label_smoothing 0.05 is for"),
         ({"gce_q": 1.01}, r"--gce_q 1.01: must be in \[1e-12, 1\]"),
         ({"logit_adjustment": math.nan}, "--logit_adjustment nan: must be at least 0"),
         ({"logit_adjustment": 1.0, "balanced_sampler": True}, "--balanced_sampler"),

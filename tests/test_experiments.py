@@ -2,11 +2,23 @@
 
 import csv
 import json
+import types
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import compare_losses, label_noise, results
+from experiments import (
+    compare_losses,
+    ema_accumulation,
+    group_estimators,
+    heads,
+    label_noise,
+    length_bias,
+    preferences,
+    results,
+)
+from experiments.epochs import epochs, read_corpus
 from experiments.trials import difference, run_trials
 from prefchat_jax.evaluation.metrics import crossed_bootstrap
 from prefchat_jax.finetune import Silent, finetune
@@ -153,6 +165,155 @@ def test_label_noise_tells_accuracies_and_reliabilities(folder, monkeypatch):
     for table in label_noise.tables(result):
         assert all(len(cells) == len(table.columns) for cells in table.cells)
     assert label_noise.draw(result).axes[0].get_xlabel() == "wrong training labels, %"
+
+
+def test_twins_are_halves_of_a_class_and_either_of_them_is_right(folder, tmp_path):
+    group_estimators.write_twins(str(folder), tmp_path)
+    for part, each in (("train", 10), ("val", 4)):
+        texts = [(path / f"{part}.jsonl").read_text() for path in (folder, tmp_path)]
+        old, new = (
+            [json.loads(line) for line in text.split("\n")[:-1]] for text in texts
+        )
+        assert [row["user"] for row in old] == [row["user"] for row in new]
+        twins = np.array([row["label"] for row in new])
+        names = [sorted(WORDS)[label // 2] for label in twins]
+        assert names == [row["label"] for row in old]
+        assert np.bincount(twins).tolist() == [each] * 12
+        assert (twins[1:] != (twins[:-1] + 1) % 12).any()  # At random, not by turns.
+
+
+def test_group_estimators_differ_where_there_are_many_negatives(folder):
+    config = group_estimators.Config(
+        data=str(folder),
+        estimators=("hardest", "mean_reward"),
+        group_sizes=(4,),
+        hard_ratios=(0.6,),
+        margins=(),
+        epochs=12,
+        seeds=1,
+    )
+    result = group_estimators.run(config, Silent())
+    for labels, best in ((group_estimators.PLAIN, 1.0), (group_estimators.TWINS, 0.5)):
+        rows = [row for row in result["rows"] if row["labels"] == labels]
+        assert [row["size"] for row in rows] == [0, 4, 4]
+        assert len({row["cross_entropy"] for row in rows}) == 3
+        # Words tell the class, and nothing tells the twin.
+        assert all(row["accuracy"][0] == 1.0 for row in rows)
+        assert all(row["cross_entropy"] > -np.log(best) for row in rows)
+    for table in group_estimators.tables(result)[:4]:
+        assert [len(cells) for cells in table.cells] == [2, 2]
+
+
+def test_dead_branches_never_move_and_are_worth_nothing(folder):
+    config = heads.Config(
+        data=str(folder), sizes=("xlarge",), widths=(), epochs=2, seeds=1
+    )
+    result = heads.run(config, Silent())
+    base, live, dead = result["rows"]
+    size = 64 * (768 + 1536) + 6 * (768 + 1536) + 2 * 64 + 2 + 2
+    assert live["added"] == dead["added"] == size
+    assert live["parameters"] - base["parameters"] == size
+    assert dead["moved"] == 0.0 and live["moved"] > 0.9
+    assert dead["difference"] == (0.0, 0.0, 0.0)
+    [table] = heads.tables(result)
+    assert [cells[5] for cells in table.cells] == ["", f"{live['moved']:.1%}", "0.0%"]
+    assert heads.draw(result).axes[0].get_yticks().tolist() == [0, 1]
+    corpus = read_corpus(str(folder), Silent())
+    logits = []
+    for flags, start in (
+        ({"model_size": "base"}, lambda params: params),
+        ({"model_size": "xlarge"}, lambda params: params),
+        ({"model_size": "xlarge"}, heads.deaden),
+    ):
+        flags |= {"epochs": 2, "weight_decay": 0.0}  # As compiled above.
+        *_, last = epochs(corpus, flags, start=start)
+        val = corpus.val
+        params = last.state.params
+        logits.append(predict(last.recipe.model, params, val.ids, val.weights))
+    np.testing.assert_allclose(logits[2], logits[0], atol=1e-5)
+    assert np.abs(logits[1] - logits[0]).max() > 0.01
+
+
+def test_an_uncorrected_average_starts_at_the_initial_weights(folder):
+    corpus = read_corpus(str(folder), Silent())
+    flags = SMALL | {"batch_size": 120, "epochs": 4, "ema_decay": 0.9}  # 4 steps.
+    run = epochs(corpus, flags)
+    initial = jax.tree.map(np.array, next(run).state.params)
+    shadow = jax.tree.map(np.float64, initial)
+    for epoch in run:
+        now = jax.tree.map(np.array, epoch.state.params)
+        shadow = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, shadow, now)
+    found = ema_accumulation.uncorrected(epoch, initial)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
+    jax.tree.map(close, found, shadow)
+    assert ema_accumulation.largest(found, now) > 1e-3
+
+
+def test_ema_and_accumulation_are_told_of_one_run(folder):
+    config = ema_accumulation.Config(
+        data=str(folder),
+        decays=(0.999,),
+        parts=(1, 3),
+        batch_size=24,
+        epochs=2,
+        seeds=1,
+    )
+    result = ema_accumulation.run(config, Silent())
+    raw, corrected, uncorrected, whole, parts = result["rows"]
+    assert raw["accuracy"][0] == corrected["accuracy"][0] > uncorrected["accuracy"][0]
+    assert uncorrected["initial_left"] == pytest.approx(0.999**10)
+    assert whole["apart"] == 0 < parts["apart"] < 0.01 * parts["moved"]
+    for table in ema_accumulation.tables(result):
+        assert all(len(cells) == len(table.columns) for cells in table.cells)
+    axes = ema_accumulation.draw(result).axes[0]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[5, 10]] * 3
+
+
+def test_length_bias_judges_what_tuning_added_by_length(tmp_path, monkeypatch):
+    """In three quarters of the pairs the longer reply is chosen; scores are planted."""
+    longer, pair = [i % 4 > 0 for i in range(40)], ("a long reply", "short")
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps(
+                {"prompt": f"p {i}", "chosen": pair[not up], "rejected": pair[up]}
+            )
+            + "\n"
+            for i, up in enumerate(longer)
+        )
+    )
+    before = np.random.default_rng(0).integers(-9, 9, 40)  # Exact, for ties.
+    added = {"before tuning": 0.0, "none": np.where(longer, 2.0, -1.0)}
+    added |= {"matched": 1.0, "projected": np.where(np.arange(40) < 30, 1.0, -1.0)}
+    asked = {}
+
+    def scorers(pairs, named, flip):
+        assert flip is None and len(pairs) == 40
+        asked.update(named)
+        for part in (np.arange(0, 40, 2), np.arange(1, 40, 2)):
+            fold = types.SimpleNamespace(test=part.tolist(), numbers=part)
+            yield from ((fold, name, name, {}) for name in named)
+
+    margins = lambda fold, name: (before + added[name])[fold.numbers]
+    monkeypatch.setattr(preferences, "scorers", scorers)
+    monkeypatch.setattr(preferences, "margins", margins)
+    result = length_bias.run(length_bias.Config(data=(str(path),)), Silent())
+    told = {row["length_control"]: row for row in result["rows"]}
+    accuracy = {name: row["accuracy"][0] for name, row in told.items()}
+    rule = "the longer reply"
+    assert accuracy == {rule: 0.75, "none": 0.75, "matched": 1.0, "projected": 0.75}
+    assert told["none"]["matched_pairs"] == 20
+    assert told["none"]["matched_accuracy"][0] == told[rule]["matched_accuracy"][0]
+    assert told["none"]["matched_accuracy"][0] == 0.5
+    assert told["none"]["length_correlation"] == pytest.approx(1.0)
+    assert told["matched"]["difference"][0] == pytest.approx(0.25)
+    assert asked["before tuning"] is None
+    assert {
+        name: flags["length_control"] for name, flags in asked.items() if flags
+    } == {name: name for name in length_bias.CONTROLS}
+    [table] = length_bias.tables(result)
+    assert all(len(cells) == len(table.columns) for cells in table.cells)
+    assert len(length_bias.draw(result).axes[0].get_yticks()) == 8
 
 
 def test_the_page_has_every_experiment_that_was_run(folder, tmp_path, monkeypatch):

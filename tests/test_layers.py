@@ -13,6 +13,7 @@ from prefchat_jax.training.kinds import KINDS
 LAYERS = [
     "errors",
     "files",
+    "pages",
     "numerics",
     "losses",
     "text",
@@ -108,6 +109,11 @@ def test_metrics_and_calibration_import_no_jax():
         "prefchat_jax.evaluation.preferences"
     )
     assert not modules & {"jax", "sklearn", "bm25s", "matplotlib"}
+
+
+def test_a_report_starts_without_jax_and_without_charts():
+    modules = _modules_after("import prefchat_jax.cli.report")
+    assert not modules & {"jax", "matplotlib", "scipy", "tensorboardX"}
 
 
 def test_text_datasets_and_inference_import_no_jax():

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from board import board_points, logged_points
 from conftest import FILLINGS, QUESTIONS, one_line, quick
 
 from prefchat_jax.chat.session import Chat
@@ -135,6 +136,17 @@ def test_the_run_is_whole_and_only_its_scorer_is_new(two_replies, tuned, tmp_pat
     with Chat.load(new.path) as chat:
         chat.add("do you sell umbrellas", "Yes, at the counter.")
         assert "counter" in chat.reply("do you sell umbrellas").text
+
+
+def test_tensorboard_has_the_epochs_of_a_tuning(two_replies, pairs_path, tmp_path):
+    pytest.importorskip("tensorboardX")
+    asked = _config(
+        two_replies, pairs_path, tmp_path / "r", epochs=2, report_to="tensorboard"
+    )
+    run = tune_preferences(asked).run.path
+    points = board_points(run)
+    assert points == logged_points(run)
+    assert [step for tag, step, _ in points if tag == "epochs/loss"] == [1, 2]
 
 
 def test_the_store_is_copied_with_new_vectors(two_replies, tuned, tmp_path, pairs_path):

@@ -20,6 +20,7 @@ from experiments.language_model import (
     split,
 )
 from prefchat_jax.errors import UserError
+from prefchat_jax.finetune import Silent
 
 COLOURS = ("red", "green", "blue", "grey", "pink", "black", "white", "brown")
 THINGS = ("hat", "car", "house", "cup")
@@ -58,7 +59,7 @@ def test_tuning_raises_the_accuracy_on_prompts_that_it_never_saw(polite_path):
         supervised=dataclasses.replace(stage, epochs=1),
         preference=dataclasses.replace(stage, epochs=8, lr=1e-2),
     )
-    rows = sequence_preferences.run(config)
+    rows = sequence_preferences.run(config, Silent())["rows"]
     assert [row["objective"] for row in rows] == ["dpo", "orpo"]
     for row in rows:
         assert row["held_out_rows"] == 8
@@ -120,30 +121,48 @@ def test_a_bad_row_is_named(tmp_path, capsys, line):
     good = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
     path.write_text(good + line + "\n", errors="surrogateescape")
     with pytest.raises(UserError, match="rows.jsonl:2: ") as error:
-        sequence_preferences.run(sequence_preferences.Config(data=str(path)))
+        sequence_preferences.run(sequence_preferences.Config(data=str(path)), Silent())
     assert "\n" not in str(error.value)
     with pytest.raises(SystemExit, match="2"):
-        sequence_preferences.main(["--data", str(path)])
+        sequence_preferences.EXPERIMENT.main(["--data", str(path)])
     assert capsys.readouterr().err.startswith(f"error: {path}:2: ")
 
 
 def test_no_file_and_one_prompt_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(UserError, match="No such file"):
-        sequence_preferences.run(sequence_preferences.Config(data=str(path)))
+        sequence_preferences.run(sequence_preferences.Config(data=str(path)), Silent())
     path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     with pytest.raises(UserError, match="two prompts"):
-        sequence_preferences.run(sequence_preferences.Config(data=str(path)))
+        sequence_preferences.run(sequence_preferences.Config(data=str(path)), Silent())
 
 
-def test_the_table_is_printed(polite_path, capsys, monkeypatch):
+def test_the_table_is_printed_and_the_figures_are_written(
+    polite_path, tmp_path, capsys
+):
     row = {"objective": "dpo", "held_out_rows": 8.0, "seconds": 1.0}
     for key in ("longer", "shorter", "margin_before", "margin_after"):
-        row[key] = 0.5
+        row |= {key: 0.5, f"{key}_std": 0.0}
     for key in ("accuracy_before", "accuracy_after", "reward_accuracy_after"):
         row |= {key: 0.75, f"{key}_std": 0.0}
-    monkeypatch.setattr(sequence_preferences, "run", lambda config: [row])
-    sequence_preferences.main(["--data", str(polite_path)])
-    assert "0.750 +- 0.000" in capsys.readouterr().out
-    sequence_preferences.main(["--data", str(polite_path), "--json"])
-    assert json.loads(capsys.readouterr().out)["config"]["objective"] == ["dpo"]
+    result = {"rows": [row, row | {"objective": "ipo", "accuracy_after": 0.8}]}
+    experiment = sequence_preferences.EXPERIMENT._replace(
+        run=lambda config, progress: result | {"seeds": config.seeds}
+    )
+    command = ["--data", str(polite_path), "--seeds", "2", "--output", str(tmp_path)]
+    experiment.main(command)
+    printed = capsys.readouterr().out
+    assert "0.750 +- 0.000" in printed and printed.index("ipo") < printed.index("dpo")
+    written = json.loads((tmp_path / "sequence_preferences.json").read_text())
+    assert written["rows"] == result["rows"] and written["seeds"] == 2
+    [axes] = experiment.draw(written).axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["ipo", "dpo", "supervised", "the longer one", "the shorter one"]
+
+
+def test_an_objective_that_is_none_is_named(polite_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sequence_preferences.EXPERIMENT.main(
+            ["--data", str(polite_path), "--objective", "dpo", "kto"]
+        )
+    assert "--objective kto" in capsys.readouterr().err

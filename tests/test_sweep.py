@@ -11,11 +11,12 @@ from prefchat_jax.cli.sweep import summary
 from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.metrics import macro_f1
 from prefchat_jax.finetune import Silent, finetune
-from prefchat_jax.sweep import COLUMNS, sweep
+from prefchat_jax.sweep import sweep
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.steps import predict, score
 from prefchat_jax.training.sweep_config import RUN_FIELDS, SweepConfig
+from prefchat_jax.training.sweep_table import COLUMNS
 
 FIGURES = ("eval_loss", "eval_accuracy", "loss", "rewards/margins")
 
@@ -328,7 +329,7 @@ def test_settings_of_runs_are_those_of_finetune():
     fields = {field.name for field in dataclasses.fields(FinetuneConfig)}
     assert set(RUN_FIELDS) < fields
     left = fields - set(RUN_FIELDS) - {"output", "device", "meta", "resume"}
-    left -= {"compile_cache", "profile"}
+    left -= {"compile_cache", "profile", "report_to"}
     left -= {"preferences", "length_control"}
     assert all(name.startswith(("scorer_", "weights_", "max_")) for name in left)
 

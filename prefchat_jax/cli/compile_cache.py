@@ -25,7 +25,7 @@ def use_compile_cache(enabled: bool) -> None:
     if not enabled:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     try:
         folder = cache_folder()

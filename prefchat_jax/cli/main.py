@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": "a run behind an HTTP interface that chat clients know",
     "feedback": "what users of a served run preferred, as preference pairs",
     "evaluate": "accuracy, replies, refusals and preferences on a JSONL file",
+    "report": "curves and figures of runs and sweeps as one page",
     "import_torch": "a checkpoint of the PyTorch reference as a run",
     "index": "add stored replies to a run, without training",
     "export": "the parameters of a run as safetensors or npz",

@@ -8,16 +8,9 @@ from prefchat_jax.cli import flags
 from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
+from prefchat_jax.evaluation.leaderboard import SHOWN, settings
 from prefchat_jax.training.run_directory import start_run
 from prefchat_jax.training.sweep_config import SweepConfig
-
-# The figures that the table shows, and what it calls them.
-_SHOWN = {
-    "eval_accuracy": "accuracy",
-    "eval_macro_f1": "macro-F1",
-    "eval_loss": "val loss",
-    "rewards/margins": "margin",
-}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     columns, rows = summary(result.rows, list(config.axes()))
     title = f"{config.data or config.data_manifest}: mean +- deviation over seeds"
     console.print(
-        table(title, columns, rows, text_columns=len(columns) - len(_SHOWN) - 2)
+        table(title, columns, rows, text_columns=len(columns) - len(SHOWN) - 2)
     )
     trained = f"{result.trained} runs" if result.trained else "nothing new"
     kept = len(result.rows) - result.trained
@@ -44,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
         f"compile; {result.memory / 2**20:.0f} MiB in the largest program"
         + (f"; {kept} were there" if kept else ""),
         f"every run: {pathlib.Path(config.output) / 'results.csv'}",
+        f"next: prefchat report {config.output} draws them",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -61,25 +55,20 @@ def summary(
     Returns:
       Column names and cells, the most accurate setting first.
     """
-    settings: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows:
-        settings.setdefault(tuple(row[name] for name in names), []).append(row)
-    ranked = []
-    for setting, members in settings.items():
-        through = [row for row in members if not row["diverged"]]
-        accuracy = [float(row["eval_accuracy"]) for row in through]
-        cells = [_spread([row[figure] for row in through]) for figure in _SHOWN]
-        counts = [str(len(members)), str(len(members) - len(through))]
-        best = statistics.fmean(accuracy) if accuracy else -1.0
-        ranked.append((best, [*setting, *cells, *counts]))
-    ranked.sort(key=lambda pair: -pair[0])
-    columns = [*(names or []), *_SHOWN.values(), "runs", "diverged"]
-    return columns, [cells for _, cells in ranked]
+    cells = [
+        [
+            *setting.values,
+            *(_spread(setting.figures(figure)) for figure in SHOWN),
+            str(len(setting.rows)),
+            str(len(setting.diverged)),
+        ]
+        for setting in settings(rows, names)
+    ]
+    return [*names, *SHOWN.values(), "runs", "diverged"], cells
 
 
-def _spread(texts: Sequence[str]) -> str:
+def _spread(values: Sequence[float]) -> str:
     """Mean and deviation of figures; of those that have none, nothing."""
-    values = [float(text) for text in texts if text]
     if not values:
         return ""
     if len(values) == 1:

@@ -68,7 +68,11 @@ def look(number: int) -> dict[str, Any]:
 
 
 def lines(
-    axes: "Axes", curves: "Mapping[str, Curve]", xlabel: str, ylabel: str
+    axes: "Axes",
+    curves: "Mapping[str, Curve]",
+    xlabel: str,
+    ylabel: str,
+    looks: Sequence[int] | None = None,
 ) -> None:
     """Curves with bands, and a legend where there are several.
 
@@ -78,17 +82,22 @@ def lines(
         None and None. Points that are not finite leave a gap.
       xlabel: what x is, with its unit.
       ylabel: what the mean is, with its unit.
+      looks: the number of each curve's look, where panels must agree on who is who
+        and not all have all [in order].
     """
     handles = []
-    for number, (x, mean, low, high) in enumerate(curves.values()):
-        style = look(number)
+    numbers = range(len(curves)) if looks is None else looks
+    for number, curve in zip(numbers, curves.values(), strict=True):
+        (x, mean, low, high), style = curve, look(number)
         every = max(1, -(-np.size(x) // _MARKED))
         line = axes.plot(
             x, mean, **style, markevery=every, markersize=4.5, linewidth=1.4
         )
         handles += line
         if low is not None and high is not None:
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
+            fill, edge = ((style["color"], alpha) for alpha in (0.12, 0.5))
+            band = {"facecolor": fill, "edgecolor": edge, "linewidth": 0.6}
+            axes.fill_between(x, low, high, linestyle=style["linestyle"], **band)
     label_axes(axes, xlabel, ylabel)
     legend(axes, handles, list(curves))
 

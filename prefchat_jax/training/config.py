@@ -1,6 +1,7 @@
 """Settings of a training run: one flat dataclass, one field a flag. No JAX."""
 
 import dataclasses
+import importlib.util
 import math
 from typing import Literal
 
@@ -8,6 +9,7 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.training import catalogue
 
 ModelSize = Literal["base", "large", "xlarge", "xxlarge"]
+ReportTo = Literal["none", "tensorboard"]
 GroupName = Literal[
     "pairwise_mean", "epo", "softmax", "softmax_mean", "hardest", "mean_reward"
 ]
@@ -27,6 +29,7 @@ OF_PREFERENCES = (
     "data_manifest",
     "output",
     "meta",
+    "report_to",
     "weights",
     "device",
     "compile_cache",
@@ -80,6 +83,8 @@ class FinetuneConfig:
     without dropout; faster, and much faster in a sweep."""
     resume: bool = False
     """Go on with the run in --output after its last checkpoint."""
+    report_to: ReportTo = "none"
+    """Besides metrics.jsonl: event files of TensorBoard in the run's folder."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train; auto takes what JAX finds first."""
     compile_cache: bool = True
@@ -233,6 +238,7 @@ class FinetuneConfig:
                 "--train_all."
             )
         self._check_preferences()
+        self._check_report_to()
         if self.model_size or not self.weights:
             self.branch_widths()
         if self.disable_ema_eval and self.ema_decay == 0:
@@ -289,8 +295,8 @@ class FinetuneConfig:
     def _check_cross_entropy(self) -> None:
         if self.gce_q is not None and self.label_smoothing:
             raise UserError(
-                f"--label_smoothing {self.label_smoothing:g} smooths the labels of "
-                "cross-entropy, and --gce_q has none: give one of them."
+                f"--label_smoothing {self.label_smoothing:g} is for cross-entropy, "
+                "which --gce_q takes the place of: give one of them."
             )
         if self.logit_adjustment and self.balanced_sampler:
             raise UserError(
@@ -358,6 +364,14 @@ class FinetuneConfig:
                     f"--{field.name} has no meaning with --preferences, which tunes "
                     "the response scorer alone: leave it out."
                 )
+
+    def _check_report_to(self) -> None:
+        needed = self.report_to == "tensorboard"
+        if needed and not importlib.util.find_spec("tensorboardX"):
+            raise UserError(
+                "--report_to tensorboard needs tensorboardX: pip install "
+                "'prefchat-jax[tensorboard]'."
+            )
 
 
 def _check_range(config: object, low: float, high: float, *names: str) -> None:

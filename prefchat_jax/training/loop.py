@@ -1,22 +1,26 @@
 """The loop: epochs, validation, the best checkpoint, early stopping, resuming."""
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 
 from prefchat_jax.datasets.sampling import EpochPlan, Plan
 from prefchat_jax.errors import UserError
-from prefchat_jax.files import write_aside
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.training.checkpoints import Checkpoints
+from prefchat_jax.training.config import ReportTo
+from prefchat_jax.training.metrics_log import (
+    Metrics,
+    MetricsLog,
+    read_epochs,
+)
 from prefchat_jax.training.noise import re_po
 from prefchat_jax.training.preference import Preference
 from prefchat_jax.training.profiling import Traced
@@ -36,8 +40,6 @@ _ADVICE = (
     "lower --lr, set --grad_clip_norm 1.0, or check your own objective. Epochs that "
     "were saved before can be resumed"
 )
-
-Metrics = dict[str, float]
 
 
 class Progress(Protocol):
@@ -88,11 +90,12 @@ def fit(
     plan: EpochPlan,
     progress: Progress,
     scorer: Params | None = None,
+    report_to: ReportTo = "none",
 ) -> Fit:
     """Trains to the end, or goes on after the last checkpoint of `run`.
 
     Without validation rows the last epoch counts as the best. Each checkpoint also
-    holds `scorer`, as it is.
+    holds `scorer`, as it is. What is logged also goes where `report_to` says.
 
     Raises:
       UserError: a loss term is not finite.
@@ -108,12 +111,13 @@ def fit(
     if config.profile:
         run_chunk = Traced(run_chunk, run.profile)
     state = init_state(recipe, params)
-    with Checkpoints(run.checkpoints, scorer) as checkpoints:
+    with ExitStack() as opened:
+        checkpoints = opened.enter_context(Checkpoints(run.checkpoints, scorer))
         history: list[Metrics] = []
         if checkpoints.last_epoch:
             state = checkpoints.resume(state)
             history = _read_history(run, checkpoints.last_epoch)
-        log = MetricsLog(run, history)
+        log = opened.enter_context(MetricsLog(run, history, report_to))
 
         def on_chunk(done: int, metrics: Metrics) -> None:
             log.write({"step": done, "epoch": len(history) + 1} | metrics)
@@ -268,30 +272,9 @@ def not_finite(metrics: dict[str, np.ndarray], done: int) -> str:
     return f"{names[name]} is {values[step, name]} at step {done + step + 1}"
 
 
-class MetricsLog:
-    """Appends to metrics.jsonl, which starts with the rows that are kept."""
-
-    def __init__(self, run: RunDirectory, kept: list[Metrics]):
-        with write_aside(run.metrics) as aside:
-            lines = [msgspec.json.encode({"summary": True} | row) for row in kept]
-            aside.write_bytes(b"".join(line + b"\n" for line in lines))
-        self._path = run.metrics
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Adds one line."""
-        with self._path.open("ab") as file:
-            file.write(msgspec.json.encode(row) + b"\n")
-
-
 def _read_history(run: RunDirectory, last_epoch: int) -> list[Metrics]:
     """The epoch rows up to the last checkpoint; later ones were never saved."""
-    history = []
-    for line in run.metrics.read_bytes().splitlines():
-        # A process that was killed may have left half a line at the end.
-        with contextlib.suppress(msgspec.DecodeError):
-            row = msgspec.json.decode(line)
-            if row.pop("summary", False) and row["epoch"] <= last_epoch:
-                history.append(row)
+    history = [row for row in read_epochs(run) if row["epoch"] <= last_epoch]
     if len(history) != last_epoch:
         raise UserError(
             f"{run.metrics} does not tell of all {last_epoch} epochs: train again."

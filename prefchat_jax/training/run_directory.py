@@ -9,10 +9,12 @@ inference.npz      cache of the best one for NumPy; may be deleted
 responses.db       stored replies (SQLite), bound to the best step
 responses.index    what chat derives from them, mapped into memory; may be deleted
 report.md          what a stranger should know of the run
+report.html        curves and figures of it, from `prefchat report`
 warm_start.json    what of the run of --weights was taken over, if there was one
 imported/          that run, if --weights was a checkpoint of PyTorch
 feedback.jsonl     preference pairs of users, from `prefchat serve`
 metrics.jsonl      one line for every chunk of training steps and every epoch
+tensorboard/       the same for TensorBoard, with --report_to
 ```
 """
 

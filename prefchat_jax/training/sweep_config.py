@@ -28,6 +28,7 @@ _OF_A_DIRECTORY = {
     "weights_meta",
     "resume",
     "profile",
+    "report_to",
     "preferences",
     "length_control",
     "max_candidates_per_bucket",
