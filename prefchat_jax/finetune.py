@@ -220,8 +220,8 @@ def _check_same_run(
             f"--resume: {run.path} was written by prefchat-jax {written['version']}, "
             "which trained in another way: start a new run with --weights of it."
         )
-    ignored = {"resume", "output", "device", "meta", "report_to"}
-    ignored.add("early_stop_patience")
+    ignored = {"resume", "output", "device", "compile_cache", "profile", "meta"}
+    ignored |= {"report_to", "early_stop_patience"}
     for name, value in dataclasses.asdict(config).items():
         # A flag that is newer than the run had no say in it.
         before = written["finetune"].get(name, value)
