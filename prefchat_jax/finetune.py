@@ -10,9 +10,9 @@ from prefchat_jax.calibration import Refused, measure_chat, measure_refused
 from prefchat_jax.chat.config import Calibration
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation.report import write_report
 from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.inference import Inference
+from prefchat_jax.reporting.report import write_report
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.text.features import HASH_VERSION
 from prefchat_jax.training.checkpoints import fingerprint, load_model

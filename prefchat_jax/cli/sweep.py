@@ -8,7 +8,7 @@ from prefchat_jax.cli import flags
 from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
-from prefchat_jax.evaluation.leaderboard import SHOWN, settings
+from prefchat_jax.reporting.leaderboard import SHOWN, settings
 from prefchat_jax.training.run_directory import start_run
 from prefchat_jax.training.sweep_config import SweepConfig
 
