@@ -28,7 +28,7 @@ from experiments.draws import cells, columns, run_draws
 from experiments.page import Experiment, Result, Settings, Table
 from experiments.trials import Setting
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation import charts
+from prefchat_jax.reporting import charts
 from prefchat_jax.training.loop import Progress
 
 CE = "cross-entropy"

@@ -24,7 +24,7 @@ from experiments.trials import (
     run_trials,
     shown,
 )
-from prefchat_jax.evaluation import charts
+from prefchat_jax.reporting import charts
 from prefchat_jax.training.catalogue import OBJECTIVES
 from prefchat_jax.training.loop import Progress
 

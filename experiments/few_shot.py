@@ -14,8 +14,7 @@ and 0.855 with 5, 10 and 30 examples a class; of the SVM 0.590, 0.708 and 0.828,
 is 4.2 points [1.8, 6.6] more, as much, and 2.6 [1.5, 3.7] less. On HWU64, in 605 s:
 0.563, 0.676 and 0.809, and the SVM 0.596, 0.695 and 0.815, 3.3 [0.1, 6.6], 1.9 [0.2,
 3.5] and 0.5 [-0.5, 1.5] points more. Neither preference loss helps on either: they
-change it by at most 0.6 points, and every interval holds 0. CLINC150 is not measured
-yet.
+change it by at most 0.6 points, and every interval holds 0.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from experiments.intents import svm_predictions
 from experiments.page import Experiment, Result, Settings, Table
 from experiments.trials import Setting
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation import charts
+from prefchat_jax.reporting import charts
 from prefchat_jax.training.loop import Progress
 
 CE = "cross-entropy"

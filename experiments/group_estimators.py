@@ -43,7 +43,7 @@ from experiments.trials import (
     run_trials,
 )
 from prefchat_jax.datasets.records import read_records
-from prefchat_jax.evaluation import charts
+from prefchat_jax.reporting import charts
 from prefchat_jax.training.config import GroupName
 from prefchat_jax.training.loop import Progress
 

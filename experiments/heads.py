@@ -31,8 +31,8 @@ import numpy as np
 from experiments.epochs import correct, epochs, read_corpus
 from experiments.page import Experiment, Result, Settings, Table
 from experiments.trials import interval, shown
-from prefchat_jax.evaluation import charts
 from prefchat_jax.models.classifier import Params
+from prefchat_jax.reporting import charts
 from prefchat_jax.training.config import BRANCH_WIDTHS
 from prefchat_jax.training.corpus import Corpus
 from prefchat_jax.training.loop import Progress

@@ -32,8 +32,8 @@ from experiments.trials import (
     shown,
 )
 from prefchat_jax.datasets.records import read_records
-from prefchat_jax.evaluation import charts
 from prefchat_jax.evaluation.metrics import mean_interval
+from prefchat_jax.reporting import charts
 from prefchat_jax.training.loop import Progress
 
 CE, RE_PO = "cross-entropy", "RE-PO"

@@ -33,8 +33,8 @@ from experiments.page import Experiment, Result, Settings, Table
 from experiments.trials import interval, shown
 from prefchat_jax.datasets.preferences import PreferencePair
 from prefchat_jax.datasets.records import read_pairs
-from prefchat_jax.evaluation import charts
 from prefchat_jax.evaluation.preferences import measure_preferences, wins
+from prefchat_jax.reporting import charts
 from prefchat_jax.training.loop import Progress
 
 LONGER, START, NONE = "the longer reply", "before tuning", "none"

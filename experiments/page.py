@@ -24,9 +24,9 @@ from rich.console import Console
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import TrainingProgress, table
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation import charts
-from prefchat_jax.evaluation.report import markdown
 from prefchat_jax.files import write_aside
+from prefchat_jax.reporting import charts
+from prefchat_jax.reporting.report import markdown
 from prefchat_jax.training.loop import Progress
 
 _PROGRAM = "python -m"
@@ -110,7 +110,7 @@ class Experiment(NamedTuple):
             **_where(),
         }
         if config.output:
-            self._write(pathlib.Path(config.output), result)
+            self.write(pathlib.Path(config.output), result)
         return result
 
     def result(self, folder: pathlib.Path) -> Result:
@@ -141,7 +141,8 @@ class Experiment(NamedTuple):
             ]
         )
 
-    def _write(self, folder: pathlib.Path, result: Result) -> None:
+    def write(self, folder: pathlib.Path, result: Result) -> None:
+        """Writes a result as JSON and CSV, and draws it."""
         folder.mkdir(parents=True, exist_ok=True)
         with write_aside(folder / f"{self.name}.json") as aside:
             aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

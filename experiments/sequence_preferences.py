@@ -49,7 +49,7 @@ from experiments.language_model import (
 from experiments.page import Experiment, Result, Settings, Table
 from prefchat_jax import losses
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation import charts
+from prefchat_jax.reporting import charts
 from prefchat_jax.training.loop import Progress
 
 Params = Any

@@ -10,9 +10,9 @@ from prefchat_jax.calibration import Refused, measure_chat, measure_refused
 from prefchat_jax.chat.config import Calibration
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation.report import write_report
 from prefchat_jax.indexing import build_store, is_store_of
 from prefchat_jax.inference import Inference
+from prefchat_jax.reporting.report import write_report
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.text.features import HASH_VERSION
 from prefchat_jax.training.checkpoints import fingerprint, load_model
@@ -220,8 +220,8 @@ def _check_same_run(
             f"--resume: {run.path} was written by prefchat-jax {written['version']}, "
             "which trained in another way: start a new run with --weights of it."
         )
-    ignored = {"resume", "output", "device", "meta", "report_to"}
-    ignored.add("early_stop_patience")
+    ignored = {"resume", "output", "device", "compile_cache", "profile", "meta"}
+    ignored |= {"report_to", "early_stop_patience"}
     for name, value in dataclasses.asdict(config).items():
         # A flag that is newer than the run had no say in it.
         before = written["finetune"].get(name, value)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from prefchat_jax.errors import UserError
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.text.dialogue import Context
-from prefchat_jax.text.features import Bags, Featurizer
+from prefchat_jax.text.features import Featurizer
 from prefchat_jax.training.kinds import load_part
 from prefchat_jax.training.parameters import fingerprint, flatten, nest
 from prefchat_jax.training.run_directory import RunDirectory

@@ -24,11 +24,11 @@ from prefchat_jax.datasets.records import (
 )
 from prefchat_jax.datasets.split import prompt_key
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation.report import write_tuned_report
 from prefchat_jax.finetune import Silent, metadata
 from prefchat_jax.indexing import finish_store
 from prefchat_jax.inference import Inference
 from prefchat_jax.models.scorer import with_values
+from prefchat_jax.reporting.report import write_tuned_report
 from prefchat_jax.text.dialogue import Example
 from prefchat_jax.training.checkpoints import Checkpoints, load_model, load_scorer
 from prefchat_jax.training.config import FinetuneConfig, ReportTo

@@ -13,8 +13,9 @@ from prefchat_jax.evaluation.retrieval import (
     bm25_systems,
     one_of_100,
 )
+from prefchat_jax.text.bags import cosine
 from prefchat_jax.text.dialogue import Example, Turn
-from prefchat_jax.text.features import FeatureConfig, Featurizer, cosine
+from prefchat_jax.text.features import FeatureConfig, Featurizer
 
 _HELD_OUT = 20  # One dialogue in twenty.
 _BLOCKS = 20  # 2,000 contexts: a minute.

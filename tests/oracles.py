@@ -1,5 +1,7 @@
 """Slow and obvious NumPy float64 versions of what the package computes."""
 
+import unicodedata
+
 import numpy as np
 
 
@@ -70,7 +72,8 @@ def hash_bags(text, idf, config):
         h = ((h ^ (h >> 13)) * prime) & mask
         return h ^ (h >> 16)
 
-    data = f" {text.lower()} ".encode()
+    text = unicodedata.normalize("NFC", text.replace("\0", " "))
+    data = f" {text.lower()} ".encode(errors="replace")
     shift, upper = 33 - config.bits, 2 ** (config.bits - 1)
     ids = []
     for n in config.char_ngrams:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import features, machine, startup, timing, training
 from benchmarks import losses as benchmark
-from benchmarks import machine, timing, training
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.catalogue import GROUPS, OBJECTIVES
 
@@ -141,3 +141,47 @@ def test_the_command_prints_lines_and_tables(capsys):
     benchmark.show("title", benchmark.COLUMNS, rows, LIMITS, as_json=False)
     out = capsys.readouterr().out
     assert "product gflops 100.0" in out and "apo_zero" in out
+
+
+def test_features_are_compared_and_timed(capsys):
+    features.main(["--quick", "--json", "--device", "cpu"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    has_peer = importlib.util.find_spec("sklearn") is not None
+    assert len(rows) == 3 + has_peer
+    for row in rows:
+        assert row["rows"] == 100 and row["rows_per_cpu_second"] > 0
+        assert row["first_rows_per_second"] > 0 and ("peer_ratio" in row) == has_peer
+
+
+def test_features_that_are_not_the_same_are_not_timed(monkeypatch):
+    pytest.importorskip("sklearn")
+    texts = [f"where is parcel number {number}?" for number in range(30)]
+    features.compare(features.FeatureConfig(), texts)
+    count = features.ngram_keys
+    monkeypatch.setattr(features, "ngram_keys", lambda *args: count(*args)[1:])
+    with pytest.raises(AssertionError):
+        features.compare(features.FeatureConfig(), texts)
+
+
+def test_processes_are_timed_to_an_event_or_their_end(tmp_path):
+    spin = "import time\nwhile time.process_time() < 0.3: pass"
+    ran = startup.run(spin)
+    assert ran.seconds >= ran.cpu_seconds > 0.1 and 1 < ran.peak_mb < 100
+    path = tmp_path / "there"
+    wait = (
+        "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(99)"
+    )
+    assert startup.run(wait, [str(path)], until=path.exists).seconds < 60
+    with pytest.raises(RuntimeError, match="of no use"):
+        startup.run("raise SystemExit('of no use')")
+
+
+@pytest.mark.slow
+def test_whole_commands_are_timed(corpus_path, run, capsys):
+    paths = ["--data", corpus_path, "--corpus", corpus_path, "--weights", run.run.path]
+    startup.main(["--quick", "--json", "--device", "cpu", *map(str, paths)])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    seconds = {row["name"]: row["cpu_seconds"] for row in rows}
+    assert len(seconds) == 8
+    for name in ("first steps", "whole, two epochs"):
+        assert seconds[f"finetune: {name}, warm"] < seconds[f"finetune: {name}, cold"]

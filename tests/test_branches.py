@@ -14,11 +14,11 @@ from prefchat_jax.evaluation.branches import (
     weights_by_class,
     without_branches,
 )
-from prefchat_jax.evaluation.report import branch_section, markdown
 from prefchat_jax.finetune import finetune
 from prefchat_jax.inference import encode
 from prefchat_jax.models.classifier import ModelConfig
-from prefchat_jax.text.features import Bags
+from prefchat_jax.reporting.report import branch_section, markdown
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.steps import Rows, predict
 

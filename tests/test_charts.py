@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation import charts
 from prefchat_jax.evaluation.metrics import mean_interval
+from prefchat_jax.reporting import charts
 
 pytest.importorskip("matplotlib")
 

@@ -20,8 +20,8 @@ from prefchat_jax.compat import features
 from prefchat_jax.compat.importing import import_run
 from prefchat_jax.compat.pth import read_state
 from prefchat_jax.inference import Inference
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.text.dialogue import Turn
-from prefchat_jax.text.features import Bags
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import predict

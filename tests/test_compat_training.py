@@ -21,7 +21,7 @@ from prefchat_jax.evaluation.run import evaluate_run
 from prefchat_jax.finetune import Silent, finetune
 from prefchat_jax.inference import Inference
 from prefchat_jax.models.classifier import init_params
-from prefchat_jax.text.features import Bags
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.corpus import load_corpus
 from prefchat_jax.training.export import describe

@@ -11,8 +11,9 @@ from prefchat_jax.datasets.responses import response_rows
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.datasets.split import split_rows
 from prefchat_jax.errors import UserError
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.text.dialogue import Example, Turn
-from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer
+from prefchat_jax.text.features import FeatureConfig, Featurizer
 
 
 def _write(path, *rows):

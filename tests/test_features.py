@@ -1,13 +1,15 @@
 import dataclasses
 import hashlib
+import itertools
 
 import numpy as np
 import oracles
 import pytest
 
-from prefchat_jax.text import features as features_module
+from prefchat_jax.text import tfidf
+from prefchat_jax.text.bags import Bags, cosine, trim
 from prefchat_jax.text.dialogue import Turn, as_context, weighted_turns
-from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, cosine, trim
+from prefchat_jax.text.features import FeatureConfig, Featurizer
 
 TEXTS = [
     "How do I reset my password?",
@@ -185,12 +187,61 @@ def test_scorer_rows_are_what_questions_and_distinct_replies_hold_twice():
     np.testing.assert_array_equal(later.scorer_rows, featurizer.scorer_rows)
 
 
-@pytest.mark.parametrize("num_docs", [40, 2**24])
-def test_the_heaviest_features_come_first_then_the_first(rng, num_docs):
-    """Also where texts and features are so many that a weight has fewer bits."""
-    docs = np.sort(rng.integers(40, size=5_000))
-    weights = rng.choice([0.0, 0.25, 0.5, 1.0, 3.0], 5_000).astype(np.float32)
-    expected = np.lexsort((-weights, docs))
-    np.testing.assert_array_equal(
-        features_module._heaviest_first(docs, weights, num_docs), expected
+def test_the_heaviest_features_come_first_then_the_first(rng):
+    """As a stable sort of all texts by text and falling weight has them."""
+    bits, width = tfidf.MAX_BITS, 30
+    keys = np.unique(rng.integers(tfidf.MAX_TEXTS << bits, size=9_000, dtype=np.uint64))
+    keys[-1] = (tfidf.MAX_TEXTS << bits) - 1
+    keys = keys[(keys >> bits) != 7]  # A text without features.
+    weights = rng.choice([0.0, 0.25, 1.0, 3.4e38], len(keys)).astype(np.float32)
+    ids = np.zeros((tfidf.MAX_TEXTS, width), np.int32)
+    laid = np.zeros(ids.shape, np.float32)
+    tfidf.heaviest_first(keys, weights, bits, ids, laid)
+    texts = (keys >> bits).astype(int)
+    order = np.lexsort((-weights, texts))
+    for text in range(tfidf.MAX_TEXTS):
+        row = order[texts[order] == text][:width]
+        expected = np.zeros((2, width))
+        expected[:, : len(row)] = keys[row] & (2**bits - 1), weights[row]
+        np.testing.assert_array_equal([ids[text], laid[text]], expected)
+
+
+def test_values_of_equal_keys_are_summed_in_order():
+    keys = np.array([9, 2, 9, 2, 5], np.uint32)
+    found, sums = tfidf.sum_by_key(keys, np.array([1e16, 1.0, 1.0, 2.0, 4.0]))
+    np.testing.assert_array_equal(found, [2, 5, 9])
+    np.testing.assert_array_equal(sums, [3.0, 4.0, 1e16 + 1.0])
+
+
+def test_packed_bags_hold_every_feature_of_any_context(featurizer, rng):
+    """Also where there are several blocks, empty texts and dialogues."""
+    texts = [*TEXTS, "", "\ud800 half", "e\u0301", "İI ﬀ", "\0\0"] * 60
+    contexts = [(Turn("user", text),) for text in texts]
+    contexts += [contexts[i] + contexts[i + 1] for i in range(20)] + [()]
+    packed, bags = featurizer.packed(contexts), featurizer(contexts)
+    assert len(packed.offsets) == len(contexts) + 1
+    for row, (first, last) in enumerate(itertools.pairwise(packed.offsets)):
+        ids, weights = packed.ids[first:last], packed.weights[first:last]
+        assert (np.diff(ids.astype(int)) > 0).all()
+        assert dict(zip(ids, weights, strict=True)) == _as_dict(bags, row)
+    assert featurizer.packed([]).offsets.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\0", "'", "日本", "a" * 300, "ß\u0301 ΣΑΣ İ ﬀ", "\ud83d!"]
+)
+def test_hostile_texts_have_the_features_of_a_slow_hash(text):
+    flat = FeatureConfig(bits=24, char_ngrams=(2, 4, 7), max_features=900)
+    featurizer = Featurizer(flat, np.ones(2**24, np.float32), np.zeros(2**24, np.int32))
+    got = _as_dict(featurizer.texts(["x", text, "y"]), 1)
+    expected = oracles.hash_bags(text, featurizer.idf, flat)
+    assert got.keys() == expected.keys()
+    np.testing.assert_allclose(
+        [got[i] for i in expected], list(expected.values()), 1e-5
     )
+
+
+@pytest.mark.parametrize("bits", [0, tfidf.MAX_BITS + 1])
+def test_ids_that_no_sort_holds_are_refused(bits):
+    with pytest.raises(ValueError, match=f"bits {bits}: must be in"):
+        FeatureConfig(bits=bits)

@@ -24,7 +24,8 @@ from prefchat_jax.finetune import finetune
 from prefchat_jax.inference import Inference
 from prefchat_jax.models.classifier import ModelConfig, init_params
 from prefchat_jax.models.heads import mish
-from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer
+from prefchat_jax.text.bags import Bags
+from prefchat_jax.text.features import FeatureConfig, Featurizer
 from prefchat_jax.training import checkpoints, snapshot
 from prefchat_jax.training.checkpoints import load_model
 from prefchat_jax.training.config import BRANCH_WIDTHS

@@ -26,6 +26,7 @@ LAYERS = [
     "serving",
     "baselines",
     "evaluation",
+    "reporting",
     "indexing",
     "tuning",
     "calibration",

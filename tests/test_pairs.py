@@ -11,8 +11,9 @@ from prefchat_jax import losses
 from prefchat_jax.datasets.preferences import PreferencePair
 from prefchat_jax.finetune import Silent
 from prefchat_jax.models.scorer import ScorerConfig, encode, init_scorer, with_values
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.text.dialogue import Turn
-from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer
+from prefchat_jax.text.features import FeatureConfig, Featurizer
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.optimizers import OptimizerConfig
 from prefchat_jax.training.pairs import (

@@ -76,6 +76,7 @@ def test_every_flag_it_names_exists():
         SweepConfig,  # Has the flags of finetune, too.
     )
     known = {f.name for c in configs for f in dataclasses.fields(c)}
+    known |= {f"no_{name}" for name in known}
     known |= {
         "peers",
         "help",

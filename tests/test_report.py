@@ -15,12 +15,12 @@ from conftest import QUESTIONS, one_line, quick
 from scipy import stats
 
 from prefchat_jax.cli.main import main
-from prefchat_jax.evaluation import charts
-from prefchat_jax.evaluation.leaderboard import varying
-from prefchat_jax.evaluation.sweep_page import sweep_sections
 from prefchat_jax.finetune import finetune
 from prefchat_jax.pages import from_markdown
 from prefchat_jax.preference_tuning import tune_preferences
+from prefchat_jax.reporting import charts
+from prefchat_jax.reporting.leaderboard import varying
+from prefchat_jax.reporting.sweep_page import sweep_sections
 from prefchat_jax.sweep import sweep
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.sweep_config import SweepConfig

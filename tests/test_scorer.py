@@ -22,8 +22,9 @@ from prefchat_jax.models.scorer import (
     init_scorer,
     pair_scores,
 )
+from prefchat_jax.text.bags import Bags, cosine
 from prefchat_jax.text.dialogue import Turn
-from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer, cosine
+from prefchat_jax.text.features import FeatureConfig, Featurizer
 from prefchat_jax.training.checkpoints import load_model, load_scorer
 from prefchat_jax.training.optimizers import OptimizerConfig
 from prefchat_jax.training.run_directory import RunDirectory

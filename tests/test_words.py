@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 import prefchat_jax
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.text import words as module
-from prefchat_jax.text.features import Bags
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.text.packed import PackedBags, encode
 from prefchat_jax.text.words import WordIndex, WordQuery, telling, top
 

@@ -11,8 +11,8 @@ from prefchat_jax.chat.ranking import fuse_buckets
 from prefchat_jax.chat.refusal import is_refusal
 from prefchat_jax.chat.search import Query
 from prefchat_jax.inference import Inference, softmax
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.text.dialogue import Context, Turn, as_context, weighted_turns
-from prefchat_jax.text.features import Bags
 from prefchat_jax.text.packed import dense, sketch
 from prefchat_jax.text.words import WordQuery
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.chat import ChatFlags, open_conversation
+from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.cli.ranked import retrieval_table
@@ -49,6 +50,8 @@ class DemoFlags:
     """Trained models of each kind."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train."""
+    compile_cache: bool = True
+    """Keep what was compiled in ~/.cache, for the next command to begin sooner."""
 
     def __post_init__(self):
         if self.seeds < 1:
@@ -63,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
         _small_talk(console)
         return
     select_device(given.device)
+    use_compile_cache(given.compile_cache)
     from prefchat_jax.chat.session import Chat
     from prefchat_jax.datasets.records import read_records
 

@@ -162,7 +162,7 @@ def _check_outputs(given: EvaluateFlags, reads: Sequence[str | os.PathLike]) -> 
         run=given.weights,
     )
     if given.plot:
-        from prefchat_jax.evaluation.reliability import check_plot
+        from prefchat_jax.reporting.reliability import check_plot
 
         check_plot(given.plot)
 
@@ -184,7 +184,7 @@ def _plot(
     data: Sequence[str | os.PathLike],
     console: Console,
 ) -> None:
-    from prefchat_jax.evaluation.reliability import plot_reliability
+    from prefchat_jax.reporting.reliability import plot_reliability
 
     names = ", ".join(pathlib.Path(file).name for file in data)
     plot_reliability(path, judged, f"{pathlib.Path(weights).name} on {names}")

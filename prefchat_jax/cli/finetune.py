@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, output
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.cli.imported import imported_start
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> None:
     config = flags.parse(FinetuneConfig, "finetune", argv)
     start_run(config)  # Says what is wrong before JAX is imported, for seconds.
     select_device(config.device)
+    use_compile_cache(config.compile_cache)
     console = output()
     if config.preferences:
         _tune(config, console)

@@ -10,12 +10,12 @@ from rich.console import Console
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.console import output, table
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation.leaderboard import SHOWN, settings, varying
-from prefchat_jax.evaluation.run_page import run_sections
-from prefchat_jax.evaluation.runs import Told, final_figures, read_run, short_names
-from prefchat_jax.evaluation.sweep_page import interval_text, sweep_sections
 from prefchat_jax.files import check_outputs, write_aside
 from prefchat_jax.pages import document
+from prefchat_jax.reporting.leaderboard import SHOWN, settings, varying
+from prefchat_jax.reporting.run_page import run_sections
+from prefchat_jax.reporting.runs import Told, final_figures, read_run, short_names
+from prefchat_jax.reporting.sweep_page import interval_text, sweep_sections
 from prefchat_jax.training.sweep_table import Row, read_table
 
 _MOST = 10  # Settings of sweeps that the terminal shows, with these figures.

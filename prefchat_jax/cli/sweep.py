@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Sequence
 
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
-from prefchat_jax.evaluation.leaderboard import SHOWN, settings
+from prefchat_jax.reporting.leaderboard import SHOWN, settings
 from prefchat_jax.training.run_directory import start_run
 from prefchat_jax.training.sweep_config import SweepConfig
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str]) -> None:
     runs = list(config.runs())
     start_run(runs[0])  # Says what is wrong before JAX is imported, for seconds.
     select_device(config.device)
+    use_compile_cache(config.compile_cache)
     from prefchat_jax.sweep import sweep
 
     console = output()

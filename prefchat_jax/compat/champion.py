@@ -25,7 +25,7 @@ from prefchat_jax.compat.layers import (
     softmax,
     softplus,
 )
-from prefchat_jax.text.features import Bags
+from prefchat_jax.text.bags import Bags
 
 STATE = 16  # Numbers that each channel of the state-space block remembers.
 NUM_EXPERTS = 4  # And as many chunks of the width, each read by every expert.

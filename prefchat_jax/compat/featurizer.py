@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from prefchat_jax.compat.features import NUM_FEATURES, FeatureMode, featurise
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.text.dialogue import Context
-from prefchat_jax.text.features import Bags, Featurizer
+from prefchat_jax.text.features import Featurizer
 
 
 @dataclasses.dataclass(frozen=True)

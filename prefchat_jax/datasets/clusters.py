@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prefchat_jax.text.features import Bags
+from prefchat_jax.text.bags import Bags
 
 _DIMENSIONS = 256
 _RESTARTS = 4

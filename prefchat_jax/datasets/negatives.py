@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prefchat_jax.text.features import Bags
+from prefchat_jax.text.bags import Bags
 
 POOL = 1024  # Random responses that the rows of one block choose from.
 _BLOCK = 1024  # Rows that share a pool.

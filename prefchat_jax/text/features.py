@@ -6,30 +6,19 @@ al., https://arxiv.org/abs/0902.2206).
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from prefchat_jax.text import tfidf
+from prefchat_jax.text.bags import Bags, by_row, trim
 from prefchat_jax.text.dialogue import Context, Turn, TurnWeights, weighted_turns
-from prefchat_jax.text.ngrams import hash_ngrams
+from prefchat_jax.text.ngrams import key_type, ngram_keys
+from prefchat_jax.text.packed import PackedBags
 
 HASH_VERSION = 1  # Raise it when the same text would get other ids.
 
-_BLOCK = 512  # Contexts hashed at once: keeps the buffers inside the cache.
-
-
-class Bags(NamedTuple):
-    """Bags of hashed features, padded to a common length.
-
-    Attributes:
-      ids: int32 `[n, max_features]`; padding has id 0.
-      weights: float32 `[n, max_features]`, largest first; padding weighs 0.
-        A row has unit Euclidean norm before its lightest features are cut; it
-        is all zero for an empty text.
-    """
-
-    ids: np.ndarray
-    weights: np.ndarray
+_BLOCK = tfidf.MAX_TEXTS  # Hashed at once: keeps the buffers inside the cache.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +37,10 @@ class FeatureConfig:
     max_features: int = 192
     min_count: int = 2
     turns: TurnWeights = dataclasses.field(default_factory=TurnWeights)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= tfidf.MAX_BITS:
+            raise ValueError(f"bits {self.bits}: must be in [1, {tfidf.MAX_BITS}].")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +122,29 @@ class Featurizer:
 
     def __call__(self, contexts: Sequence[Context]) -> Bags:
         """Featurises `contexts` (each a sequence of turns, oldest first)."""
-        if not len(contexts):
-            shape = (0, self.config.max_features)
-            return Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-        blocks = [self._block(block) for block in _blocks(contexts)]
-        return Bags(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+        shape = (len(contexts), self.config.max_features)
+        bags = Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+        for number, block in enumerate(_blocks(contexts)):
+            keys, weights = self._block(block)
+            rows = slice(number * _BLOCK, number * _BLOCK + len(block))
+            out = (part[rows] for part in bags)
+            tfidf.heaviest_first(keys, weights, self.config.bits, *out)
+        return bags
+
+    def packed(self, contexts: Sequence[Context]) -> PackedBags:
+        """All features without padding, ids ascending: rows of a sparse matrix.
+
+        `scipy.sparse.csr_array((bags.weights, bags.ids, bags.offsets))` holds them.
+        """
+        bits = self.config.bits
+        nothing = np.zeros(0, np.uint32), np.zeros(0, np.float32)
+        parts = [PackedBags(np.zeros(1, np.int64), *nothing)]
+        for block in _blocks(contexts):
+            keys, weights = self._block(block)
+            offsets = tfidf.bounds(keys, len(block), bits)
+            ids = tfidf.ids_of(keys, bits).astype(np.uint32)
+            parts.append(PackedBags(offsets, ids, weights))
+        return PackedBags.concatenate(parts)
 
     def texts(self, texts: Iterable[str]) -> Bags:
         """Featurises single texts, such as responses or stored questions."""
@@ -154,7 +165,7 @@ class Featurizer:
 
     def embedded(self, bags: Bags) -> Bags:
         """The bags by embedding row; what has no embedding weighs nothing."""
-        return _by_row(self.rows, bags)
+        return by_row(self.rows, bags)
 
     def scorer_embedded(self, bags: Bags) -> Bags:
         """`embedded` for the response scorer.
@@ -164,7 +175,7 @@ class Featurizer:
         """
         if self.scorer_rows is None:
             raise ValueError("This featurizer was fitted without responses.")
-        return _by_row(self.scorer_rows, bags)
+        return by_row(self.scorer_rows, bags)
 
     def known(self, bags: Bags, row: int) -> float:
         """The share of one bag's squared norm whose features have embeddings."""
@@ -178,56 +189,18 @@ class Featurizer:
         counts = counts + _document_counts(list(dict.fromkeys(responses)), self.config)
         return dataclasses.replace(self, scorer_rows=_numbered(counts, self.config))
 
-    def _block(self, contexts: Sequence[Context]) -> Bags:
-        weighted = [weighted_turns(c, self.config.turns) for c in contexts]
-        turn_weights = np.array([w for turns in weighted for _, w in turns])
-        docs = np.repeat(np.arange(len(contexts)), [len(turns) for turns in weighted])
-        # The rows of a dialogue share turns: each distinct one is hashed once.
-        number: dict[str, int] = {}
-        turns = np.array(
-            [number.setdefault(t, len(number)) for turns in weighted for t, _ in turns],
-            np.int64,
+    def _block(self, contexts: Sequence[Context]) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending keys of the features of up to `_BLOCK` contexts, and weights."""
+        config = self.config
+        if all(len(context) == 1 for context in contexts):
+            keys, counts = _counted(_questions(contexts), config)
+            frequencies = tfidf.sublinear(counts)
+        else:
+            keys, frequencies = _blended(contexts, config)
+        weights = tfidf.weigh(
+            keys, frequencies, self.idf, config.bits, config.word_share
         )
-        text, ids, tf = _term_frequencies(list(number), self.config)
-        turn, places = _repeat_slices(text, turns, len(number))
-        doc, ids, tf = _sum_by_key(
-            docs[turn], ids[places], tf[places] * turn_weights[turn], self.config
-        )
-        weights = tf * self.idf[ids]
-        is_word = ids >> (self.config.bits - 1)
-        half = 2 * doc + is_word
-        norms = np.sqrt(np.bincount(half, weights * weights))
-        shares = np.sqrt([1 - self.config.word_share, self.config.word_share])
-        weights *= shares[is_word] / norms[half]
-        return _pad(doc, ids, weights, len(contexts), self.config)
-
-
-def trim(bags: Bags, quantile: float = 0.98) -> Bags:
-    """Moves what weighs something to the left, and cuts what few rows need.
-
-    The longest few rows lose their lightest features; training then gathers no
-    more columns than the given share of the rows uses, rounded up to 16 so that
-    similar corpora compile once.
-    """
-    unused = bags.weights == 0
-    order = np.argsort(unused, axis=1, kind="stable")
-    lengths = np.sum(~unused, axis=1)
-    needed = int(np.quantile(lengths, quantile)) if len(lengths) else 1
-    width = min(-(-max(needed, 1) // 16) * 16, bags.ids.shape[1])
-    order = order[:, :width]
-    take = lambda x: np.take_along_axis(x, order, axis=1)
-    return Bags(take(bags.ids), take(bags.weights))
-
-
-def cosine(query: Bags, keys: Bags, bits: int) -> np.ndarray:
-    """Cosine similarities, float32 `[queries, keys]`, of unit-norm bags."""
-    out = np.empty((len(query.ids), len(keys.ids)), np.float32)
-    dense = np.zeros(2**bits, np.float32)
-    for row, (ids, weights) in enumerate(zip(query.ids, query.weights, strict=True)):
-        dense[:] = 0
-        np.add.at(dense, ids, weights)
-        out[row] = np.einsum("kl,kl->k", dense[keys.ids], keys.weights)
-    return out
+        return keys, weights.astype(np.float32)
 
 
 def _blocks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
@@ -242,7 +215,8 @@ def _document_counts(texts: Sequence[str], config: FeatureConfig) -> np.ndarray:
     """In how many of the texts each id occurs, int64 `[2**bits]`."""
     counts = np.zeros(2**config.bits, np.int64)
     for block in _blocks(texts):
-        _, ids, _ = _term_frequencies(block, config)
+        keys, _ = _counted(block, config)
+        ids = tfidf.ids_of(keys, config.bits).astype(np.int64)
         counts += np.bincount(ids, minlength=len(counts))
     return counts
 
@@ -259,85 +233,50 @@ def _table_size(rows: np.ndarray) -> int:
     return -(-used // step) * step
 
 
-def _by_row(rows: np.ndarray, bags: Bags) -> Bags:
-    ids = rows[bags.ids]
-    return Bags(ids, np.where(ids > 0, bags.weights, np.float32(0)))
-
-
-def _term_frequencies(
+def _counted(
     texts: Sequence[str], config: FeatureConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct (text, id) pairs and their sublinear term frequencies."""
-    text, ids = hash_ngrams(texts, config.char_ngrams, config.bits)
-    text, ids, counts = _sum_by_key(text, ids, None, config)
-    return text, ids, 1 + np.log(counts)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct ascending keys of n-grams, and how often each occurs."""
+    keys, starts = tfidf.distinct(ngram_keys(texts, config.char_ngrams, config.bits))
+    return keys, np.diff(starts)
 
 
-def _sum_by_key(
-    rows: np.ndarray, ids: np.ndarray, values: np.ndarray | None, config: FeatureConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums `values` (or counts) over equal (row, id) pairs; sorted by row, id."""
-    keys = (rows.astype(np.int64) << config.bits) | ids
-    if values is None:
-        unique, sums = np.unique(keys, return_counts=True)
-    else:
-        unique, inverse = np.unique(keys, return_inverse=True)
-        sums = np.bincount(inverse, values)
-    return unique >> config.bits, unique & (2**config.bits - 1), sums
+def _blended(
+    contexts: Sequence[Context], config: FeatureConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct ascending keys of contexts, and frequencies summed over their turns."""
+    weighted = [weighted_turns(context, config.turns) for context in contexts]
+    turn_weights = np.array([w for turns in weighted for _, w in turns])
+    docs = np.repeat(np.arange(len(contexts)), [len(turns) for turns in weighted])
+    # The rows of a dialogue share turns: each distinct one is hashed once.
+    number: dict[str, int] = {}
+    turns = np.array(
+        [number.setdefault(t, len(number)) for turns in weighted for t, _ in turns],
+        np.int64,
+    )
+    keys, counts = _counted(list(number), config)
+    bounds = tfidf.bounds(keys, len(number), config.bits)
+    turn, places = _repeat_slices(bounds, turns)
+    docs = docs.astype(key_type(len(contexts), config.bits)) << config.bits
+    return tfidf.sum_by_key(
+        docs[turn] | tfidf.ids_of(keys, config.bits)[places],
+        tfidf.sublinear(counts)[places] * turn_weights[turn],
+    )
 
 
 def _repeat_slices(
-    rows: np.ndarray, wanted: np.ndarray, num_rows: int
+    bounds: np.ndarray, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The entries of each wanted row, one row after the other.
+    """The entries of each wanted slice, one slice after the other.
 
     Args:
-      rows: ascending row numbers of entries.
-      wanted: row numbers, in any order and as often as one likes.
-      num_rows: how many rows there are, with those without entries.
+      bounds: where each slice begins, and the end of the last.
+      wanted: numbers of slices, in any order and as often as one likes.
 
     Returns:
-      For each entry, its place in `wanted` and its place in `rows`.
+      For each entry, its place in `wanted` and its place in the array.
     """
-    bounds = np.searchsorted(rows, np.arange(num_rows + 1))
     lengths = np.diff(bounds)[wanted]
     place = np.repeat(np.arange(len(wanted)), lengths)
     first = np.cumsum(lengths) - lengths
     return place, np.arange(len(place)) + (bounds[wanted] - first)[place]
-
-
-def _pad(
-    docs: np.ndarray,
-    ids: np.ndarray,
-    weights: np.ndarray,
-    num_docs: int,
-    config: FeatureConfig,
-) -> Bags:
-    """Lays sorted triplets out as rows, heaviest features first, then by id."""
-    shape = (num_docs, config.max_features)
-    bags = Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-    order = _heaviest_first(docs, weights.astype(np.float32), num_docs)
-    bounds = np.searchsorted(docs, np.arange(num_docs))
-    column = np.arange(len(docs)) - bounds[docs]
-    kept = np.flatnonzero(column < config.max_features)
-    rows, columns, order = docs[kept], column[kept], order[kept]
-    bags.ids[rows, columns] = ids[order]
-    bags.weights[rows, columns] = weights[order]
-    return bags
-
-
-def _heaviest_first(docs: np.ndarray, weights: np.ndarray, num_docs: int) -> np.ndarray:
-    """The places of all features by text, then by falling weight, then by place.
-
-    A sort of integers that hold all three is several times faster than one that
-    returns places, and than a short sort for each text. The bits of positive floats
-    are in the order of the floats.
-    """
-    place_bits = len(docs).bit_length()
-    free = 64 - num_docs.bit_length() - place_bits
-    light = ~weights.view(np.uint32) >> np.uint32(max(32 - free, 0))
-    keys = docs.astype(np.uint64) << np.uint64(min(free, 32))
-    keys = (keys | light) << np.uint64(place_bits)
-    keys |= np.arange(len(docs), dtype=np.uint64)
-    keys.sort()
-    return (keys & np.uint64(2**place_bits - 1)).astype(np.int64)

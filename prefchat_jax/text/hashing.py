@@ -26,28 +26,35 @@ def byte_buffer(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def finish(hashes: np.ndarray) -> np.ndarray:
     """Spreads the entropy of 32-bit hashes to their high bits."""
-    hashes = (hashes ^ (hashes >> np.uint32(15))) * MIX
-    hashes = (hashes ^ (hashes >> np.uint32(13))) * PRIME
-    return hashes ^ (hashes >> np.uint32(16))
+    hashes = hashes ^ (hashes >> np.uint32(15))
+    hashes *= MIX
+    hashes ^= hashes >> np.uint32(13)
+    hashes *= PRIME
+    hashes ^= hashes >> np.uint32(16)
+    return hashes
 
 
 def token_hashes(
-    buffer: np.ndarray, starts: np.ndarray, is_inside: np.ndarray
+    buffer: np.ndarray, starts: np.ndarray, last: np.ndarray
 ) -> np.ndarray:
-    """One uint32 hash for each token, whatever comes after it.
+    """One uint32 hash for each token, whatever surrounds it.
 
     Args:
       buffer: uint8 bytes.
-      starts: `[tokens]` where each token begins, ascending.
-      is_inside: bool `[bytes]` whether a byte belongs to the token that began last.
+      starts: `[tokens]` the first byte of each token, ascending.
+      last: `[tokens]` its last byte.
     """
-    lengths = np.diff(np.append(starts, len(buffer)))
-    first = np.repeat(starts.astype(np.uint32), lengths)
-    offset = np.arange(starts[0], len(buffer), dtype=np.uint32) - first
-    codes = buffer[starts[0] :].astype(np.uint32) + np.uint32(1)
-    codes = finish(codes * PRIME + offset * MIX)
-    codes[~is_inside[starts[0] :]] = 0
-    return np.add.reduceat(codes, starts - starts[0], dtype=np.uint32)
+    if not len(starts):
+        return np.zeros(0, np.uint32)
+    begin = starts[0]
+    lengths = np.diff(starts, append=len(buffer))
+    codes = np.arange(begin, len(buffer), dtype=np.uint32)
+    codes -= np.repeat(starts.astype(np.uint32), lengths)  # The place in a token.
+    codes *= MIX
+    codes += (buffer[begin:].astype(np.uint32) + np.uint32(1)) * PRIME
+    sums = np.zeros(len(codes) + 1, np.uint32)
+    np.cumsum(finish(codes), dtype=np.uint32, out=sums[1:])
+    return sums[last + 1 - begin] - sums[starts - begin]
 
 
 def word_hashes(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,42 +5,60 @@ arithmetic over one buffer of bytes, so that every platform gives the same ids.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from prefchat_jax.text.hashing import PRIME, finish, token_hashes
+from prefchat_jax.text.hashing import PRIME, byte_table, finish, is_byte, token_hashes
 
 _SEPARATOR = "\0"
 _WORD_SALT = np.uint32(0x27D4EB2F)
 _PAIR_SALT = np.uint32(0x165667B1)
+_LETTERS = b"abcdefghijklmnopqrstuvwxyz0123456789_'"
+_IS_WORD = byte_table(_LETTERS, range(128, 256))  # Non-ASCII characters, whole.
+_IS_MARK = byte_table(set(range(33, 128)).difference(_LETTERS))
 
 
-def hash_ngrams(
-    texts: Sequence[str], lengths: Sequence[int], bits: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """All n-grams as (text number, id) pairs, int `[k]` each, one per occurrence.
+def ngram_keys(texts: Sequence[str], lengths: Sequence[int], bits: int) -> np.ndarray:
+    """All n-grams as keys `text number << bits | id`, ascending, one per occurrence.
 
     Args:
       texts: `n` texts.
       lengths: of the character n-grams, in bytes.
       bits: ids are in `[0, 2**bits)`; those of words are in the upper half.
+
+    Returns:
+      `[k]` of `key_type`.
     """
+    if not texts:
+        return np.zeros(0, key_type(0, bits))
     buffer = _byte_buffer(texts)
-    ends = buffer == 0
-    text_of_byte = np.cumsum(ends, dtype=np.int32) - ends
-    shift = np.uint32(33 - bits)
-    upper = 2 ** (bits - 1)
-    pairs = [
-        (numbers, (hashes >> shift).astype(np.int64) + offset)
-        for offset, family in (
-            (0, _char_ngrams(buffer, ends, text_of_byte, lengths)),
-            (upper, _word_ngrams(buffer, text_of_byte)),
-        )
-        for numbers, hashes in family
-    ]
-    numbers, ids = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    return numbers, ids
+    ends = np.flatnonzero(buffer == 0)
+    numbers = np.arange(len(texts) + 1, dtype=key_type(len(texts), bits)) << bits
+    text_of_byte = np.repeat(numbers[:-1], np.diff(ends, prepend=-1))
+    shift, upper = np.uint32(33 - bits), np.uint32(1 << (bits - 1))
+    parts = []
+    for length, hashes in _char_ngrams(buffer, lengths):
+        hashes >>= shift
+        keys = text_of_byte | hashes
+        # Windows that would leave their text count for none.
+        outside = np.ravel(ends[:, None] - np.arange(length))
+        keys[np.maximum(outside, 0)] = numbers[-1]
+        parts.append(keys)
+    starts, words, pairs = _word_ngrams(buffer)
+    texts_of_words = text_of_byte[starts]
+    parts.append(texts_of_words | (words >> shift) | upper)
+    keys = texts_of_words[1:] | (pairs >> shift) | upper
+    keys[texts_of_words[1:] != texts_of_words[:-1]] = numbers[-1]
+    parts.append(keys)
+    keys = np.concatenate(parts)
+    keys.sort()
+    return keys[: np.searchsorted(keys, numbers[-1])]
+
+
+def key_type(num_texts: int, bits: int) -> type[np.unsignedinteger]:
+    """The least unsigned integer that holds the keys of so many texts, and one more."""
+    return np.uint32 if num_texts.bit_length() + bits <= 32 else np.uint64
 
 
 def _byte_buffer(texts: Sequence[str]) -> np.ndarray:
@@ -58,39 +76,31 @@ def _byte_buffer(texts: Sequence[str]) -> np.ndarray:
     return np.frombuffer(joined.encode("utf-8", "replace"), np.uint8)
 
 
-def _char_ngrams(buffer, ends, text_of_byte, lengths):
-    """Rolling polynomial hashes of every byte window that stays in its text."""
-    codes = buffer.astype(np.uint32) + np.uint32(1)
-    rolling, crosses = codes * PRIME, ends
-    for length in range(2, max(lengths, default=0) + 1):
-        rolling = rolling[:-1] * PRIME + codes[length - 1 :]
-        crosses = crosses[:-1] | ends[length - 1 :]
+def _char_ngrams(
+    buffer: np.ndarray, lengths: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Rolling polynomial hashes, for each length, of the windows at every byte."""
+    size, longest = len(buffer), max(lengths, default=0)
+    codes = np.ones(size + longest, np.uint32)
+    codes[:size] += buffer
+    rolling = codes[:size] * PRIME
+    for length in range(2, longest + 1):
+        rolling *= PRIME
+        rolling += codes[length - 1 : length - 1 + size]
         if length in lengths:
-            inside = np.flatnonzero(~crosses)
-            yield text_of_byte[inside], finish(rolling[inside])
+            yield length, finish(rolling)
 
 
-def _word_ngrams(buffer, text_of_byte):
-    """Hashes of words, punctuation marks, and neighbouring pairs of them."""
-    is_word = _IS_WORD[buffer]
-    is_mark = ~is_word & (buffer > 32)
-    is_start = is_mark | (is_word & ~np.concatenate(([False], is_word[:-1])))
-    starts = np.flatnonzero(is_start)
-    if not len(starts):
-        return
-    words = finish(token_hashes(buffer, starts, is_word | is_mark) ^ _WORD_SALT)
-    texts = text_of_byte[starts]
-    yield texts, words
-    same = texts[1:] == texts[:-1]
-    pairs = finish((words[:-1] * PRIME + words[1:]) ^ _PAIR_SALT)
-    yield texts[1:][same], pairs[same]
+def _word_ngrams(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where words and punctuation marks begin, their hashes, and those of pairs.
 
-
-def _word_bytes() -> np.ndarray:
-    table = np.zeros(256, bool)
-    table[list(b"abcdefghijklmnopqrstuvwxyz0123456789_'")] = True
-    table[128:] = True  # Every byte of a non-ASCII character.
-    return table
-
-
-_IS_WORD = _word_bytes()
+    A pair is two that follow each other, also where they are of two texts.
+    """
+    is_word, is_start = is_byte(buffer, _IS_WORD), is_byte(buffer, _IS_MARK)
+    is_last = is_start.copy()
+    # The buffer begins and ends with a byte that is in no word.
+    is_start[1:] |= is_word[1:] > is_word[:-1]
+    is_last[:-1] |= is_word[:-1] > is_word[1:]
+    starts, last = np.flatnonzero(is_start), np.flatnonzero(is_last)
+    words = finish(token_hashes(buffer, starts, last) ^ _WORD_SALT)
+    return starts, words, finish((words[:-1] * PRIME + words[1:]) ^ _PAIR_SALT)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prefchat_jax.text.features import Bags
+from prefchat_jax.text.bags import Bags
 
 _HEAVIEST = 64  # Features of a text that is only compared with others.
 

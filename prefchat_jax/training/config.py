@@ -32,6 +32,7 @@ OF_PREFERENCES = (
     "report_to",
     "weights",
     "device",
+    "compile_cache",
     "seed",
     "val_split",
     "pref_objective",
@@ -86,6 +87,10 @@ class FinetuneConfig:
     """Besides metrics.jsonl: event files of TensorBoard in the run's folder."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train; auto takes what JAX finds first."""
+    compile_cache: bool = True
+    """Keep what was compiled in ~/.cache, for the next command to begin sooner."""
+    profile: bool = False
+    """Trace some steps, after compilation, to OUTPUT/profile, for Perfetto."""
     seed: int = 0
     """Of the parameters, the split, the order of rows, dropout and negatives."""
     data_seed: int | None = None

@@ -10,8 +10,9 @@ from prefchat_jax.datasets.records import Records, corpus_paths, read_records
 from prefchat_jax.datasets.responses import response_rows
 from prefchat_jax.datasets.split import split_rows
 from prefchat_jax.errors import UserError
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.text.dialogue import Example
-from prefchat_jax.text.features import Bags, FeatureConfig, Featurizer
+from prefchat_jax.text.features import FeatureConfig, Featurizer
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.loop import Progress
 from prefchat_jax.training.run_directory import RunDirectory

@@ -23,6 +23,7 @@ from prefchat_jax.training.metrics_log import (
 )
 from prefchat_jax.training.noise import re_po
 from prefchat_jax.training.preference import Preference
+from prefchat_jax.training.profiling import Traced
 from prefchat_jax.training.run_directory import RunDirectory
 from prefchat_jax.training.steps import (
     Recipe,
@@ -34,7 +35,7 @@ from prefchat_jax.training.steps import (
     score,
 )
 
-CHUNK = 64  # Micro-batches in one dispatch; progress is shown after each.
+MOST_AT_ONCE = 128  # Micro-batches in one dispatch; progress is shown after each.
 _ADVICE = (
     "lower --lr, set --grad_clip_norm 1.0, or check your own objective. Epochs that "
     "were saved before can be resumed"
@@ -69,6 +70,7 @@ class LoopConfig:
     ramp_epochs: float  # Warm-up of the preference weight.
     use_ema: bool
     seed: int
+    profile: bool = False
 
 
 class Fit(NamedTuple):
@@ -106,6 +108,8 @@ def fit(
         key=jax.random.key(config.seed),
         ramp_steps=np.float32(config.ramp_epochs * plan.micro_batches),
     )
+    if config.profile:
+        run_chunk = Traced(run_chunk, run.profile)
     state = init_state(recipe, params)
     with ExitStack() as opened:
         checkpoints = opened.enter_context(Checkpoints(run.checkpoints, scorer))
@@ -201,9 +205,20 @@ def metric_sums(metrics: dict[str, np.ndarray], plan: Plan) -> Metrics:
     return {name: float(rows @ values) for name, values in metrics.items()}
 
 
+def chunk_size(micro_batches: int) -> int:
+    """How many micro-batches to run at once: if it can be, all chunks are of one size.
+
+    Each other size compiles another program, for seconds.
+    """
+    sizes = range(MOST_AT_ONCE, MOST_AT_ONCE // 4, -1)
+    even = (size for size in sizes if micro_batches % size == 0)
+    return next(even, MOST_AT_ONCE)
+
+
 def _chunks(plan: Plan) -> Iterator[Plan]:
-    for start in range(0, len(plan.window), CHUNK):
-        yield Plan(*(part[start : start + CHUNK] for part in plan))
+    size = chunk_size(len(plan.window))
+    for start in range(0, len(plan.window), size):
+        yield Plan(*(part[start : start + size] for part in plan))
 
 
 def _validate(recipe: Recipe, params: Params, val: Rows) -> Metrics:

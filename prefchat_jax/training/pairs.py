@@ -25,7 +25,7 @@ import optax
 from prefchat_jax import losses
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.models.scorer import ScorerConfig, encode, pair_scores
-from prefchat_jax.text.features import Bags
+from prefchat_jax.text.bags import Bags
 from prefchat_jax.training.noise import as_labelled
 from prefchat_jax.training.optimizers import OptimizerConfig, make_schedule
 from prefchat_jax.training.preference import (

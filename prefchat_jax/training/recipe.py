@@ -8,7 +8,7 @@ from prefchat_jax.losses.negatives import mines_in_blocks
 from prefchat_jax.models.classifier import BucketModel
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus
-from prefchat_jax.training.loop import LoopConfig, Progress
+from prefchat_jax.training.loop import MOST_AT_ONCE, LoopConfig, Progress
 from prefchat_jax.training.objective import Objective
 from prefchat_jax.training.optimizers import OptimizerConfig
 from prefchat_jax.training.preference import make_preference
@@ -21,8 +21,11 @@ def make_recipe(
     """Turns flags into what compiles and what loops."""
     if config.early_stop_patience and not len(corpus.val.ids):
         progress.notice("--early_stop_patience needs validation rows: there are none")
-    steps_per_epoch = make_plan(config, corpus).optimizer_steps
+    plan = make_plan(config, corpus)
+    steps_per_epoch = plan.optimizer_steps
     epochs = config.epochs or min(30, max(4, 1350 // steps_per_epoch))
+    if config.profile and epochs == 1 and plan.micro_batches <= MOST_AT_ONCE:
+        progress.notice("--profile: nothing runs after compilation: train two epochs")
     steps = epochs * steps_per_epoch
     recipe = Recipe(
         model=model,
@@ -45,6 +48,7 @@ def make_recipe(
         ramp_epochs=config.pref_warmup_epochs,
         use_ema=config.ema_decay > 0 and not config.disable_ema_eval,
         seed=config.seed,
+        profile=config.profile,
     )
     return recipe, loop
 

@@ -126,6 +126,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def profile(self) -> pathlib.Path:
+        """Traces of training."""
+        return self.path / "profile"
+
+    @property
     def store(self) -> pathlib.Path:
         """The database of stored replies."""
         return self.path / "responses.db"

@@ -20,8 +20,8 @@ from prefchat_jax import losses
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.models.scorer import ScorerConfig, encode, pair_scores
-from prefchat_jax.text.features import Bags
-from prefchat_jax.training.loop import CHUNK, Progress, check_finite
+from prefchat_jax.text.bags import Bags
+from prefchat_jax.training.loop import Progress, check_finite, chunk_size
 from prefchat_jax.training.optimizers import OptimizerConfig, make_optimizer
 
 
@@ -221,8 +221,9 @@ def fit_scorer(
     done, total = 0, epochs * plan.micro_batches
     for epoch in range(1, epochs + 1):
         batches = plan.epoch(epoch).rows
-        for start in range(0, len(batches), CHUNK):
-            chunk = batches[start : start + CHUNK]
+        size = chunk_size(len(batches))
+        for start in range(0, len(batches), size):
+            chunk = batches[start : start + size]
             state, metrics = run_scorer_steps(recipe, state, rows, chunk, key)
             metrics = check_finite(jax.device_get(metrics), done, "lower --scorer_lr")
             done += len(chunk)

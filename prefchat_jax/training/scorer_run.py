@@ -11,8 +11,9 @@ from prefchat_jax.datasets.negatives import lexical_negatives
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.models.scorer import ScorerConfig, init_scorer
+from prefchat_jax.text.bags import Bags, trim
 from prefchat_jax.text.dialogue import Example
-from prefchat_jax.text.features import Bags, Featurizer, trim
+from prefchat_jax.text.features import Featurizer
 from prefchat_jax.training.checkpoints import load_scorer
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.loop import Progress

@@ -27,6 +27,7 @@ _OF_A_DIRECTORY = {
     "meta",
     "weights_meta",
     "resume",
+    "profile",
     "report_to",
     "preferences",
     "length_control",
@@ -42,7 +43,7 @@ _OF_A_DIRECTORY = {
 RUN_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(FinetuneConfig)
-    if field.name not in _OF_A_DIRECTORY | {"output", "device"}
+    if field.name not in _OF_A_DIRECTORY | {"output", "device", "compile_cache"}
 )
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefchat_jax.evaluation import charts
-from prefchat_jax.evaluation.leaderboard import SHOWN, Setting, settings, varying
 from prefchat_jax.evaluation.metrics import mean_interval
 from prefchat_jax.pages import picture, safe, table
+from prefchat_jax.reporting import charts
+from prefchat_jax.reporting.leaderboard import SHOWN, Setting, settings, varying
 from prefchat_jax.training.sweep_table import Row
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prefchat_jax.evaluation import charts
-from prefchat_jax.evaluation.runs import Told, differing, final_figures, judged_by
 from prefchat_jax.pages import folded, from_markdown, picture, safe, table
+from prefchat_jax.reporting import charts
+from prefchat_jax.reporting.runs import Told, differing, final_figures, judged_by
 
 
 class _Panel(NamedTuple):

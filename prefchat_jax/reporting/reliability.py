@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefchat_jax.errors import UserError
-from prefchat_jax.evaluation import charts
 from prefchat_jax.evaluation.metrics import Bins, reliability_bins
 from prefchat_jax.evaluation.run import Judgement
+from prefchat_jax.reporting import charts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,1 @@
+"""What is shown of runs and sweeps: charts, pages, and the report of every run."""
