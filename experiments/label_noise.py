@@ -11,7 +11,14 @@ asked how far it trusts each. Preference losses stand against the hardest wrong 
 alone, as only that one may be the right one, at weight 1 and beta 0.5, which a sixth of
 the training rows chose; q is the authors'. No setting was chosen on the judge.
 
-Found: not measured yet.
+Found (79 minutes on 2 cores that five other programs shared): with 40 % symmetric noise
+cross-entropy falls from 0.923 to 0.777; RE-PO wins back 63 % of that (0.870), GCE 56 %
+(0.859, though 3.3 points behind without noise, where RE-PO costs nothing), label
+smoothing 12 %; confidence weights, cDPO and rDPO nothing, and rDPO is lost at 50 %.
+RE-PO finds the three annotators right in 0.947, 0.803 and 0.588, planted 0.95, 0.8 and
+0.6, and then has 0.909 where cross-entropy has 0.860. Class-dependent noise looks like
+a class of its own, and RE-PO does nothing against it; GCE has 0.818 at 30 %, where
+cross-entropy has 0.742, and wins back 14 % at 40 %.
 """
 
 import dataclasses

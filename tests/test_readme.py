@@ -85,7 +85,6 @@ def test_every_flag_it_names_exists():
         "json",
         "folder",
         "sizes",
-        "flip",
         "rows",
     }
     named = set(re.findall(r"--([a-z_0-9]+)", README.read_text()))
