@@ -335,7 +335,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases, steps = CASES, args.steps
     if args.quick:
         cases, steps = (Case("large", True), Case("base", False)), 1
-    rows = [time_case(case, limits, seconds=args.seconds, steps=steps) for case in cases]
+    rows = [
+        time_case(case, limits, seconds=args.seconds, steps=steps) for case in cases
+    ]
     title = f"a step of {BATCH} rows"
     show(title, COLUMNS, rows, limits, as_json=args.json)
 

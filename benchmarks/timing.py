@@ -65,9 +65,7 @@ class Timing(NamedTuple):
         return 1e6 * float(high - low)
 
 
-def compile_program(
-    fn: Callable[..., Any], *args: Any, carry: bool = False
-) -> Program:
+def compile_program(fn: Callable[..., Any], *args: Any, carry: bool = False) -> Program:
     """Compiles `fn` for arrays; Python numbers would be compiled in.
 
     Args:

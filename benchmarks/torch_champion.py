@@ -146,9 +146,7 @@ def _state_space(get, u: torch.Tensor, one_step: bool) -> torch.Tensor:
     y = F.linear(y + get("4.mamba.D") * u, get("4.mamba.out_proj.weight"))
     if one_step:
         return after[:, 0, after.shape[-1] // 2] * y
-    return F.conv1d(
-        y.mT, after, padding=after.shape[-1] // 2, groups=y.shape[-1]
-    ).mT
+    return F.conv1d(y.mT, after, padding=after.shape[-1] // 2, groups=y.shape[-1]).mT
 
 
 def _scan(decay, u, dt, enters, leaves) -> torch.Tensor:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import champion, machine, timing, training
 from benchmarks import losses as benchmark
-from benchmarks import machine, timing, training
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.catalogue import GROUPS, OBJECTIVES
 
@@ -21,6 +21,7 @@ LIMITS = machine.Ceilings(10.0, 100.0)
 KEYS = {
     *("compile_seconds", "median_us", "spread_us", "processor_us", "array_mb"),
     *("examples_per_second", "accessed_mb", "mflop", "limit_us", "limit_fraction"),
+    *("copy_fraction", "product_fraction"),
 }
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
@@ -35,6 +36,15 @@ def test_a_program_is_counted():
     assert program.array_bytes == 4 * (64 * 32 + 32 * 16 + 64 * 16)
     assert program.accessed_bytes >= program.array_bytes
     np.testing.assert_array_equal(program.call(), np.full((64, 16), 64.0))
+
+
+def test_a_state_is_carried_from_call_to_call():
+    step = lambda state, by: ((state[0] + by,), 2 * by)
+    carried = timing.compile_program(step, (jnp.zeros(3),), jnp.ones(3), carry=True)
+    anew = timing.compile_program(step, (jnp.zeros(3),), jnp.ones(3))
+    for calls in (1, 2, 3):
+        assert float(carried.call()[0][0][0]) == calls
+        assert float(anew.call()[0][0][0]) == 1
 
 
 def test_who_takes_longer_is_measured_turn_by_turn():
@@ -60,6 +70,8 @@ def test_the_limit_is_the_longer_of_copy_and_product():
     assert row["limit_fraction"] == pytest.approx(0.5)
     assert row["examples_per_second"] == pytest.approx(100_000)
     assert row["processor_us"] == pytest.approx(2000)
+    assert row["copy_fraction"] == pytest.approx(0.5)
+    assert row["product_fraction"] == pytest.approx(0.01)
     many = program._replace(operations=80e6)  # 80 million at 100 a ns.
     assert timing.figures(many, fixed, LIMITS, 1)["limit_us"] == pytest.approx(800)
     untold = program._replace(operations=float("nan"))
@@ -120,6 +132,35 @@ def test_torch_does_the_same_work(variant):
         wrong = gradient * 1.01
         with pytest.raises(AssertionError):
             benchmark._compare(case._replace(noise="none"), (value, wrong))
+
+
+def test_a_step_of_the_network_and_of_a_head_is_timed(capsys, monkeypatch):
+    monkeypatch.setattr(champion, "_peers", lambda *_: ({}, {"torch": "left out"}))
+    champion.main(["--quick", "--json", "--device", "cpu"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["what"] for row in rows] == ["network, large head", "base head alone"]
+    assert rows[0]["parameters"] == 993_977  # As the reference counts.
+    assert rows[0]["mflop"] > 100 * rows[1]["mflop"] > 0
+    assert all(row.keys() >= KEYS and row["examples_per_second"] > 0 for row in rows)
+
+
+@needs_torch
+@pytest.mark.slow
+@pytest.mark.parametrize("case", champion.CASES, ids=lambda case: case.name)
+def test_torch_trains_the_same_network(case):
+    """The comparison before the timing fails where the networks differ."""
+    losses = [
+        champion.torch_loss(case, one_step=one_step, hard_ratio=1.0, dropout=0.0)
+        for one_step in (False, True)
+    ]
+    for loss in losses:
+        champion.compare(case, loss)
+    off = lambda state, x, labels: losses[0](state, 1.01 * x + 0.01, labels)
+    with pytest.raises(AssertionError):
+        champion.compare(case, off)
+    wrong = lambda *args: (losses[0](*args)[0] * 1.01, losses[0](*args)[1])
+    with pytest.raises(AssertionError):
+        champion.compare(case, wrong)
 
 
 def test_training_is_timed(capsys):
