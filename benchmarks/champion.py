@@ -139,7 +139,8 @@ CASES = (Case("xxlarge", True), *(Case(size, False) for size in BRANCH_WIDTHS))
 
 def time_case(case: Case, limits: Ceilings, *, seconds: float, steps: int) -> dict:
     """A row of figures of a training step; times are those of one of `steps`."""
-    one, many = (training_program(case, count) for count in (1, steps))
+    one = training_program(case, 1)
+    many = training_program(case, steps) if steps > 1 else one
     peers, why_not = _peers(case, steps)
     timed = {
         name: Timing(timing.wall / steps, timing.processor / steps)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import champion, machine, timing, training
+from benchmarks import champion, growth, machine, sweep, timing, training
 from benchmarks import losses as benchmark
+from prefchat_jax.cli import main as cli
 from prefchat_jax.errors import UserError
 from prefchat_jax.training.catalogue import GROUPS, OBJECTIVES
 
@@ -171,6 +172,76 @@ def test_training_is_timed(capsys):
     flops = [row["mflop"] for row in rows]
     assert flops[0] > flops[1] > flops[2] > 0  # A smaller model, and less of it.
     assert all(row.keys() >= KEYS and row["examples_per_second"] > 0 for row in rows)
+
+
+def test_questions_are_enlarged_by_words_of_others():
+    given = ["where is it", "who are you"]
+    found = list(growth.enlarged(given, 50))
+    words = {word for question in given for word in question.split()}
+    assert found[:2] == given and len(found) == 50
+    for number, text in enumerate(found[2:]):
+        base = given[number % 2].split()
+        assert text.split()[:3] == base and {*text.split()[3:]} <= words
+    assert len(set(found)) > 30  # Of 2 * 36 that there are.
+
+
+@pytest.mark.parametrize(
+    ("axis", "size", "changed"),
+    [
+        ("rows", 60, {}),
+        ("buckets", 8, {}),
+        ("branches", 1, {"model_size": "base"}),
+        ("branches", 3, {"model_size": "xlarge", "extra_expansion_dim": 512}),
+        ("negatives", 3, {"pref_group_size": 3}),
+    ],
+)
+def test_one_thing_grows_at_a_time(axis, size, changed, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    job = growth.training_job(axis, size, path, ["one two", "three four"], rows=40)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert job.items() >= changed.items()
+    assert len(rows) == (60 if axis == "rows" else 40)
+    buckets = {row["label"] for row in rows}
+    assert len(buckets) == (8 if axis == "buckets" else 20)
+
+
+def test_a_point_of_training_is_measured(tmp_path):
+    job = growth.training_job("negatives", 2, tmp_path / "x", ["one two"], rows=40)
+    found = growth.measure_training(job, "cpu", seconds=0.01)
+    assert min(found["file_seconds"], found["epoch_seconds"]) > 0
+    axis = growth.AXES["negatives"]
+    rows = [{"size": n, "epoch_seconds": n**2, "peak_mb": 5 + 0 * n} for n in (1, 2, 4)]
+    fitted = growth.exponents(axis, rows)
+    assert fitted == pytest.approx({"epoch_seconds": 2, "peak_mb": 0}, abs=1e-9)
+    pytest.importorskip("matplotlib")
+    growth.plot(tmp_path / "growth.png", axis, rows)
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_replies_from_more_rows_are_timed(run, examples, tmp_path):
+    answered = [example for example in examples if example.response]
+    found = [growth.reply(str(run), str(tmp_path), answered, n) for n in (50, 100)]
+    for row in found:
+        assert 0 < row["p50_seconds"] <= row["p99_seconds"] and row["peak_mb"] > 1
+
+
+def test_a_sweep_and_its_runs_alone_agree(tmp_path, monkeypatch, capsys):
+    """The commands in this process: what differs between the ways would be found."""
+    monkeypatch.setattr(sweep.subprocess, "run", lambda argv, **_: cli.main(argv[3:]))
+    rows = ["login password", "parcel lost", "refund money", "opening hours"]
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for number, text in enumerate(growth.enlarged(rows, 60)):
+            file.write(json.dumps({"user": text, "label": number % 4}) + "\n")
+    base = {"data": str(path), "epochs": 1, "device": "cpu"}
+    runs = [sweep.Run(0, 1.0), sweep.Run(1, 1.0)]
+    found = sweep.measure(base, str(tmp_path), runs, repeats=1)
+    assert [row["runs"] for row in found] == [2, 1, 1]
+    assert found[0]["ratio"] == 1 and all(row["seconds"] > 0 for row in found)
+    other = sweep.Done(1.0, {run: 0.1 for run in runs})
+    monkeypatch.setattr(sweep, "of_a_sweep", lambda *_: other)
+    with pytest.raises(AssertionError):
+        sweep.measure(base, str(tmp_path / "again"), runs, repeats=1)
 
 
 def test_the_command_prints_lines_and_tables(capsys):
