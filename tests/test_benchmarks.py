@@ -220,7 +220,9 @@ def test_a_point_of_training_is_measured(tmp_path):
 
 def test_replies_from_more_rows_are_timed(run, examples, tmp_path):
     answered = [example for example in examples if example.response]
-    found = [growth.reply(str(run), str(tmp_path), answered, n) for n in (50, 100)]
+    found = [
+        growth.reply(str(run.run.path), str(tmp_path), answered, n) for n in (50, 100)
+    ]
     for row in found:
         assert 0 < row["p50_seconds"] <= row["p99_seconds"] and row["peak_mb"] > 1
 
