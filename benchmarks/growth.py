@@ -271,6 +271,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", help="run that replies; one of the demo's rows")
     parser.add_argument("--plots", type=pathlib.Path, help="folder for pictures")
     args, limits = start(parser, argv)
+    if args.sizes and (len(args.only) > 1 or len(set(args.sizes)) < 2):
+        parser.error("--sizes: give two or more of them, and --only one axis.")
     if args.plots:
         args.plots.mkdir(parents=True, exist_ok=True)
     rows, fitted = [], []

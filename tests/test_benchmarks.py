@@ -205,6 +205,15 @@ def test_one_thing_grows_at_a_time(axis, size, changed, tmp_path):
     assert len(buckets) == (8 if axis == "buckets" else 20)
 
 
+@pytest.mark.parametrize("wrong", [["--only", "rows", "replies"], ["--only", "rows"]])
+def test_one_size_has_no_exponent(wrong, capsys):
+    sizes = ["--sizes", "30"] if len(wrong) == 2 else ["--sizes", "30", "60"]
+    with pytest.raises(SystemExit) as caught:
+        growth.main(["--quick", "--device", "cpu", *wrong, *sizes])
+    assert caught.value.code == 2
+    assert "--sizes: give two or more of them" in capsys.readouterr().err
+
+
 def test_a_point_of_training_is_measured(tmp_path):
     job = growth.training_job("negatives", 2, tmp_path / "x", ["one two"], rows=40)
     found = growth.measure_training(job, "cpu", seconds=0.01)
