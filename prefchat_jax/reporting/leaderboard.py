@@ -13,9 +13,19 @@ SHOWN = {
     "eval_loss": "val loss",
     "rewards/margins": "margin",
 }
-# What may tell settings apart: all but the seed, and, where those are the same, the
-# data, and the sweep that a row was read from.
-_TELLING = (*(name for name in RUN_FIELDS if name != "seed"), "fingerprint", "sweep")
+# What another setting may bring with it.
+_BROUGHT = ("label_smoothing", "pref_beta", "pref_margin", "warmup_steps")
+# What may tell settings apart: all but the seed, what was chosen before what it brings,
+# and, where those are the same, the data, and the sweep that a row was read from.
+_TELLING = (
+    *(name for name in RUN_FIELDS if name not in {"seed", *_BROUGHT}),
+    *_BROUGHT,
+    "fingerprint",
+    "sweep",
+)
+
+
+_IN_ORDER = (*RUN_FIELDS, "fingerprint", "sweep")
 
 
 class Setting(NamedTuple):
@@ -55,7 +65,7 @@ def varying(rows: Sequence[Row]) -> list[str]:
         if len(set(finer)) > len(set(told)):
             names.append(name)
             told = finer
-    return names
+    return sorted(names, key=_IN_ORDER.index)
 
 
 def settings(rows: Sequence[Row], names: Sequence[str]) -> list[Setting]:
