@@ -63,10 +63,10 @@ AXES = {
     "buckets": Axis("buckets", (10, 100, 1000, 10_000), (4, 8), _EPOCH),
     # A logarithm has no zero: the base layer counts as one.
     "branches": Axis("1 + branches of 512", (1, 2, 3, 4), (1, 2), _EPOCH),
-    "negatives": Axis("negatives of a row", (1, 2, 4, 8, 16, 32, 64), (1, 2), _EPOCH),
+    "negatives": Axis("negatives of a row", (1, 4, 16, 64), (1, 2), _EPOCH),
     "replies": Axis(
         "stored replies",
-        (10_000, 30_000, 100_000, 300_000),
+        (3000, 10_000, 30_000, 100_000),
         (300, 600),
         {"p50_seconds": "a reply, median", "p99_seconds": "99th percentile"},
     ),
