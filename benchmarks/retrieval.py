@@ -103,11 +103,11 @@ def reply(run: str, database: pathlib.Path, messages: Sequence[str]) -> dict:
         "p50_ms": float(np.percentile(wall, 50)),
         "p99_ms": float(np.percentile(wall, 99)),
         "cpu_ms": cpu,
-        "resident_mb": _peak_memory() / 1e6,
+        "resident_mb": peak_memory() / 1e6,
     }
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """Bytes; `getrusage` would also count what the parent had when it forked."""
     status = pathlib.Path("/proc/self/status").read_text()
     match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)

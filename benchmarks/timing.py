@@ -65,16 +65,32 @@ class Timing(NamedTuple):
         return 1e6 * float(high - low)
 
 
-def compile_program(fn: Callable[..., Any], *args: Any) -> Program:
-    """Compiles `fn` for arrays; Python numbers would be compiled in."""
+def compile_program(fn: Callable[..., Any], *args: Any, carry: bool = False) -> Program:
+    """Compiles `fn` for arrays; Python numbers would be compiled in.
+
+    Args:
+      fn: what to time.
+      *args: its arguments.
+      carry: the first argument is a state, which is donated; the first result takes
+        its place in the next call, as in a loop of training.
+    """
     start = time.perf_counter()
-    compiled = jax.jit(fn).lower(*args).compile()
+    jitted = jax.jit(fn, donate_argnums=0 if carry else ())
+    compiled = jitted.lower(*args).compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     assert memory is not None, "this device does not tell"
     cost = compiled.cost_analysis() or {}
+    state = list(args)
+
+    def call() -> Any:
+        found = jax.block_until_ready(compiled(*state))
+        if carry:
+            state[0] = found[0]
+        return found
+
     return Program(
-        lambda: jax.block_until_ready(compiled(*args)),
+        call,
         seconds,
         memory.argument_size_in_bytes + memory.output_size_in_bytes,
         cost.get("bytes accessed", float("nan")),
@@ -122,9 +138,9 @@ def figures(
     that its operations take in a matrix product, whichever is longer. Arrays that
     stay in a cache can beat it.
     """
-    copied = program.array_bytes / (1e9 * limits.copy_gb_per_second)
-    computed = program.operations / (1e9 * limits.product_gflops)
-    limit_us = 1e6 * float(np.fmax(copied, computed))
+    copied_us = 1e-3 * program.array_bytes / limits.copy_gb_per_second
+    computed_us = 1e-3 * program.operations / limits.product_gflops
+    limit_us = float(np.fmax(copied_us, computed_us))
     return {
         "compile_seconds": program.compile_seconds,
         "median_us": timing.median_us,
@@ -135,6 +151,8 @@ def figures(
         "accessed_mb": program.accessed_bytes / 1e6,
         "temporary_mb": program.temporary_bytes / 1e6,
         "mflop": program.operations / 1e6,
+        "copy_fraction": copied_us / timing.median_us,
+        "product_fraction": computed_us / timing.median_us,
         "limit_us": limit_us,
         "limit_fraction": limit_us / timing.median_us,
     }

@@ -73,7 +73,7 @@ def run(
 
 
 def epoch_program(name: str, config: FinetuneConfig, corpus: Corpus) -> Program:
-    """One epoch of a variant. The state is not donated: each call starts anew."""
+    """One epoch of a variant, which goes on where the one before it ended."""
     config = dataclasses.replace(config, **VARIANTS[name])
     model = model_shape(config, corpus, None)
     recipe, _ = make_recipe(config, model, corpus, Silent())
@@ -93,6 +93,7 @@ def epoch_program(name: str, config: FinetuneConfig, corpus: Corpus) -> Program:
         jax.tree.map(jnp.asarray, rows),
         jax.tree.map(jnp.asarray, make_plan(config, corpus).epoch(1)),
         jax.random.key(0),
+        carry=True,
     )
 
 

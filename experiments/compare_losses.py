@@ -24,8 +24,9 @@ from experiments.trials import (
     run_trials,
     shown,
 )
+from prefchat_jax.errors import UserError
 from prefchat_jax.reporting import charts
-from prefchat_jax.training.catalogue import OBJECTIVES
+from prefchat_jax.training.catalogue import GROUPS, NOISE, OBJECTIVES
 from prefchat_jax.training.loop import Progress
 
 CE_ALONE = "cross-entropy alone"
@@ -51,6 +52,12 @@ class Config(Settings):
     """Epochs [as finetune]."""
     seeds: int = 8
     """Runs of each."""
+
+    def __post_init__(self):
+        for flag, names in (("groups", GROUPS), ("noises", NOISE)):
+            for name in getattr(self, flag):
+                if name not in names:
+                    raise UserError(f"--{flag} {name}: use some of {' '.join(names)}.")
 
 
 def settings(config: Config) -> dict[str, Setting]:

@@ -39,6 +39,7 @@ from experiments.trials import (
     shown,
 )
 from prefchat_jax.datasets.records import read_records
+from prefchat_jax.errors import UserError
 from prefchat_jax.evaluation.metrics import mean_interval
 from prefchat_jax.reporting import charts
 from prefchat_jax.training.loop import Progress
@@ -55,11 +56,18 @@ class Config(Settings):
     data: str
     """A folder with train.jsonl and val.jsonl, whose labels are right."""
     rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-    """Shares of wrong labels."""
+    """Shares of wrong labels, 0 among them."""
     epochs: int | None = None
     """Epochs [as finetune]."""
     seeds: int = 3
     """Runs of each."""
+
+    def __post_init__(self):
+        for rate in self.rates:
+            if not 0 <= rate < 1:
+                raise UserError(f"--rates {rate:g}: must be in [0, 1).")
+        if 0 not in self.rates or len(self.rates) < 2:
+            raise UserError("--rates: give 0 and another one, to compare with it.")
 
 
 def losses(rate: float) -> dict[str, Setting]:
@@ -202,8 +210,9 @@ def _accuracies(rows: list[dict], kind: str) -> Table:
 
 
 def _won_back(rows: list[dict]) -> Table:
-    """At the largest rate up to 40 %: against CE, and of what noise costs CE."""
-    rate = max(row["rate"] for row in rows if row["rate"] <= 0.4)
+    """Against CE, and of what noise costs CE: at the largest rate up to 40 %."""
+    rates = sorted({row["rate"] for row in rows})
+    rate = max(rate for rate in rates if rate <= max(0.4, rates[1]))
     clean = next(r for r in rows if r["loss"] == CE and r["rate"] == 0)["accuracy"][0]
     cells = []
     for kind in KINDS:

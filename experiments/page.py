@@ -22,6 +22,7 @@ import jax
 from rich.console import Console
 
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, table
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
@@ -79,6 +80,7 @@ class Experiment(NamedTuple):
         """The command: runs, prints the tables, and writes the files if asked."""
         console = Console(width=None if sys.stdout.isatty() else 140)
         argv = sys.argv[1:] if argv is None else argv
+        use_compile_cache(True)
         try:
             config = flags.parse(
                 self.config, f"experiments.{self.name}", argv, program=_PROGRAM

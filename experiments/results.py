@@ -27,6 +27,7 @@ from experiments import (
 )
 from experiments.page import Experiment
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
 
@@ -109,6 +110,7 @@ def _below(root: str, paths: str | tuple[str, ...]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
+    use_compile_cache(True)
     try:
         run(flags.parse(Config, "experiments.results", argv, program="python -m"))
     except UserError as error:

@@ -115,6 +115,8 @@ def run_trials(
     Raises:
       UserError: bad data or settings.
     """
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: must be at least 1.")
     pairs = [(name, seed) for name in settings for seed in range(first, first + seeds)]
     # Nothing is written, and all share one split.
     common: dict[str, Any] = {"output": "-", "data_seed": 0, "scorer_epochs": 0}

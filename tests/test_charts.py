@@ -41,6 +41,21 @@ def test_curves_have_bands_where_they_have_intervals():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "loss")
 
 
+def test_a_power_is_fitted_on_logarithmic_axes(rng):
+    x = np.array([10, 100, 1000, 10_000])
+    y = 3 * x**0.7
+    assert charts.exponent(x, y) == pytest.approx(0.7)
+    assert charts.exponent(x, y * [1, 2, 2, 1]) == pytest.approx(0.7)
+    axes = charts.new_figure().subplots()
+    charts.powers(axes, {"a": (x, y), "b": (x, y * x)}, "rows", "seconds")
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    points, line, *_ = axes.lines
+    np.testing.assert_array_equal(points.get_ydata(), y)
+    np.testing.assert_allclose(line.get_ydata(), y)
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["a: exponent 0.70", "b: exponent 1.70"]
+
+
 def test_many_names_stand_once_below_the_panels():
     figure = charts.new_figure(2)
     before = figure.get_figheight()

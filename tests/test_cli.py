@@ -223,6 +223,7 @@ def test_flags_of_cross_entropy_that_do_not_go_together_are_errors():
     for wrong, message in (
         ({"gce_q": 0.7, "label_smoothing": 0.05}, "--label_smoothing 0.05 is for"),
         ({"gce_q": 1.01}, r"--gce_q 1.01: must be in \[1e-12, 1\]"),
+        ({"logit_adjustment": math.inf}, "must be at least 0, and finite"),
         ({"logit_adjustment": math.nan}, "--logit_adjustment nan: must be at least 0"),
         ({"logit_adjustment": 1.0, "balanced_sampler": True}, "--balanced_sampler"),
         (

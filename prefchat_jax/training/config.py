@@ -164,8 +164,8 @@ class FinetuneConfig:
     grad_clip_norm: float = 1.0
     """Largest global gradient norm; 0 clips nothing."""
     label_smoothing: float | None = None
-    """Share of the target that cross-entropy spreads over all buckets [0.05; with
-    --gce_q 0]."""
+    """Share of the target that cross-entropy spreads over all buckets [0.05; none
+    with --gce_q]."""
     gce_q: float | None = None
     """In (0, 1]: generalised cross-entropy, which wrong labels move less than
     cross-entropy [none]; 1 is the mean absolute error, the authors use 0.7."""
@@ -381,4 +381,5 @@ def _check_range(config: object, low: float, high: float, *names: str) -> None:
             bound = (
                 f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
             )
-            raise UserError(f"--{name} {value:g}: must be {bound}.")
+            finite = ", and finite" if value == math.inf == high else ""
+            raise UserError(f"--{name} {value:g}: must be {bound}{finite}.")

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
@@ -145,8 +145,12 @@ def _axis(text: str) -> tuple[str, list[Any]]:
         raise UserError(f"--grid {text}: no such setting: use one of {' '.join(free)}.")
     hint, values = get_type_hints(FinetuneConfig)[name], []
     for value in listed.split(","):
+        value = value.strip()
         try:
-            values.append(msgspec.convert(value.strip(), hint, strict=False))
+            given = (
+                "null" if value == "none" and type(None) in get_args(hint) else value
+            )
+            values.append(msgspec.convert(given, hint, strict=False))
         except msgspec.ValidationError as error:
             raise UserError(f"--grid {name}={value}: {error}.") from None
     if len({repr(value) for value in values}) < len(values):
