@@ -31,9 +31,7 @@ from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
 
-_INTENTS = tuple(
-    f"intents/{name}" for name in ("banking77", "clinc150", "hwu64", "snips")
-)
+_INTENTS = tuple(f"intents/{name}" for name in ("banking77", "clinc150", "hwu64"))
 _PAIRS = tuple(f"prefs/hh_{name}_train.jsonl" for name in ("helpful", "harmless"))
 # What is run, and on which files below --data.
 RUNS: tuple[tuple[Experiment, dict[str, Any]], ...] = (
