@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from experiments import (
     class_imbalance,
     compare_losses,
@@ -79,6 +81,7 @@ def run(config: Config) -> None:
             files = {flag: _below(config.data, value) for flag, value in named.items()}
             settings = experiment.config(output=str(folder), **files)
             experiment.answer(settings, root=config.data)
+            jax.clear_caches()  # Thousands of programs would crash the process.
     parts = [e for e, _ in RUNS if (folder / f"{e.name}.json").exists()]
     for experiment in parts:  # Pictures follow their figures, also old ones.
         experiment.write(folder, experiment.result(folder))
