@@ -23,6 +23,7 @@ from benchmarks.machine import Ceilings, threads
 from benchmarks.timing import (
     Program,
     Timing,
+    command,
     compile_program,
     figures,
     flags,
@@ -344,4 +345,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -21,7 +21,7 @@ import numpy as np
 
 import prefchat_jax
 from benchmarks.machine import Ceilings
-from benchmarks.timing import Timing, flags, ratio, show, start, take_turns
+from benchmarks.timing import Timing, command, flags, ratio, show, start, take_turns
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.text.dialogue import Turn
 from prefchat_jax.text.features import FeatureConfig, Featurizer
@@ -169,4 +169,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -22,7 +22,7 @@ import numpy as np
 
 import prefchat_jax
 from benchmarks import retrieval
-from benchmarks.timing import flags, show, start
+from benchmarks.timing import command, flags, show, start
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.finetune import Silent, finetune
 from prefchat_jax.inference import Inference
@@ -289,4 +289,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.machine import Ceilings
 from benchmarks.timing import (
+    command,
     compile_program,
     figures,
     flags,
@@ -120,4 +121,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

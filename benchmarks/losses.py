@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.machine import Ceilings, threads
 from benchmarks.timing import (
+    command,
     compile_program,
     figures,
     flags,
@@ -315,4 +316,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import prefchat_jax
-from benchmarks.timing import flags, show, start
+from benchmarks.timing import command, flags, show, start
 
 DATA = pathlib.Path(prefchat_jax.__file__).parent / "data" / "helpdesk.jsonl"
 COLUMNS = {
@@ -188,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

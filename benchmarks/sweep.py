@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import prefchat_jax
-from benchmarks.timing import flags, show, start
+from benchmarks.timing import command, flags, show, start
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.sweep_table import read_table
@@ -154,4 +154,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

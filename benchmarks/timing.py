@@ -6,6 +6,7 @@ machine meets all of it; a ratio is the median over turns of the ratio of a turn
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -200,7 +201,8 @@ def show(
 
     Args:
       title: what the table is of.
-      columns: the key of a row and its format, by heading.
+      columns: the key of a row and its format, by heading; one that no row fills is
+        left out.
       rows: the figures; what a row lacks, or has as None, stays empty.
       limits: of this machine, in this run.
       as_json: whether to print JSON lines.
@@ -213,14 +215,28 @@ def show(
         for row in rows:
             print(json.dumps(machine | row))
         return
+    filled = {
+        heading: (key, form)
+        for heading, (key, form) in columns.items()
+        if any(row.get(key) is not None for row in rows)
+    }
     cells = [
         [
             "" if row.get(key) is None else format(row[key], form)
-            for key, form in columns.values()
+            for key, form in filled.values()
         ]
         for row in rows
     ]
     console = Console(width=180, highlight=False)
     said = [f"{key.replace('_', ' ')} {value}" for key, value in machine.items()]
     console.print(", ".join(said), soft_wrap=True)
-    console.print(table(title, list(columns), cells, text_columns=text_columns))
+    console.print(table(title, list(filled), cells, text_columns=text_columns))
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a benchmark; what its user did wrong is one line."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

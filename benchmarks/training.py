@@ -20,6 +20,7 @@ import prefchat_jax
 from benchmarks.machine import Ceilings
 from benchmarks.timing import (
     Program,
+    command,
     compile_program,
     figures,
     flags,
@@ -129,4 +130,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -317,3 +317,20 @@ def test_whole_commands_are_timed(corpus_path, run, capsys):
     assert len(seconds) == 8
     for name in ("first steps", "whole, two epochs"):
         assert seconds[f"finetune: {name}, warm"] < seconds[f"finetune: {name}, cold"]
+
+
+def test_a_wrong_file_is_one_line(capsys):
+    argv = ["--data", "nowhere.jsonl", "--quick", "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        timing.command(lambda: features.main(argv))
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: nowhere.jsonl")
+
+
+def test_a_column_that_no_row_fills_is_left_out(capsys):
+    columns = {"": ("name", ""), "us": ("us", ".0f"), "torch us": ("torch", ".0f")}
+    limits = machine.Ceilings(1.0, 1.0)
+    timing.show("t", columns, [{"name": "a", "us": 3.0}], limits, as_json=False)
+    shown = capsys.readouterr().out
+    assert "us" in shown and "torch" not in shown
