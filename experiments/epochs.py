@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.trials import corpus_flags
+from experiments.trials import corpus_flags, run_config
 from prefchat_jax.finetune import Silent
 from prefchat_jax.models.classifier import Params
-from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.corpus import Corpus, load_corpus
 from prefchat_jax.training.loop import Progress
 from prefchat_jax.training.recipe import make_plan, make_recipe
@@ -45,7 +44,7 @@ def read_corpus(data: str, progress: Progress) -> Corpus:
     Raises:
       UserError: bad data.
     """
-    return load_corpus(_config(corpus_flags(data)), progress)
+    return load_corpus(run_config(corpus_flags(data)), progress)
 
 
 def epochs(
@@ -63,7 +62,7 @@ def epochs(
       start: makes the parameters before step 1 of those that `finetune` draws.
       model: what differs of the model that `finetune` makes.
     """
-    config = _config(flags)
+    config = run_config({"data": "", **flags})
     shape = dataclasses.replace(model_shape(config, corpus, None), **(model or {}))
     recipe, loop = make_recipe(config, shape, corpus, Silent())
     plan = make_plan(config, corpus)
@@ -82,8 +81,3 @@ def correct(corpus: Corpus, recipe: Recipe, params: Params) -> np.ndarray:
     val = corpus.val
     logits = predict(recipe.model, params, val.ids, val.weights)
     return logits.argmax(axis=-1) == val.labels
-
-
-def _config(flags: Mapping[str, Any]) -> FinetuneConfig:
-    common: dict[str, Any] = {"output": "-", "data_seed": 0, "scorer_epochs": 0}
-    return FinetuneConfig(**(common | {"data": ""} | dict(flags)))

@@ -118,12 +118,9 @@ def run_trials(
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: must be at least 1.")
     pairs = [(name, seed) for name in settings for seed in range(first, first + seeds)]
-    # Nothing is written, and all share one split.
-    common: dict[str, Any] = {"output": "-", "data_seed": 0, "scorer_epochs": 0}
-    common |= corpus_flags(data)
+    common = corpus_flags(data)
     configs = [
-        FinetuneConfig(**(common | dict(settings[name]) | {"seed": seed}))
-        for name, seed in pairs
+        run_config({**common, **settings[name], "seed": seed}) for name, seed in pairs
     ]
 
     def planted(number: int, labels: np.ndarray) -> np.ndarray:
@@ -136,6 +133,16 @@ def run_trials(
         found[name].append(outcome)
     labels = np.asarray(corpus.val.labels)
     return {name: Trial(outcomes, labels) for name, outcomes in found.items()}
+
+
+def run_config(flags: Setting) -> FinetuneConfig:
+    """Settings of a run that writes nothing; runs of other seeds have its split.
+
+    Raises:
+      UserError: settings that do not go together.
+    """
+    common: dict[str, Any] = {"output": "-", "data_seed": 0, "scorer_epochs": 0}
+    return FinetuneConfig(**(common | dict(flags)))
 
 
 def corpus_flags(data: str, *, judged: bool = False) -> dict[str, str]:

@@ -24,7 +24,9 @@ def random_words(seeds: jax.Array, number: int) -> jax.Array:
     """`[number, ...]` random words of each seed: SplitMix, of 32 bits.
 
     Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators" (OOPSLA
-    2014). One word of JAX's own generator costs as much as ten of these.
+    2014), with the constants of Wellons' `lowbias32`
+    (https://github.com/skeeto/hash-prospector). One word of JAX's own generator costs
+    as much as ten of these.
     """
     numbers = jax.lax.broadcasted_iota(jnp.uint32, (number, *seeds.shape), 0)
     words = seeds[None] + (numbers + 1) * jnp.uint32(0x9E3779B9)
