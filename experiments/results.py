@@ -97,7 +97,8 @@ def page(experiments: Sequence[Experiment], folder: pathlib.Path) -> str:
         "# What the experiments found\n\nWritten by `make experiments DATA=folder`, "
         f"{minutes:.0f} minutes in all. Every experiment is one file of "
         "`experiments/`; its figures are also in `results/` as CSV and JSON. Intervals "
-        "are of 95 %. Runs are judged at their last epoch, on rows that chose nothing."
+        "are of 95 %. Runs are judged at their last epoch, on rows that chose nothing. "
+        "A section is of the commit that it names; some were run set by set."
     )
     sections = [experiment.section(folder) for experiment in experiments]
     return "\n\n".join([head, "\n".join(contents), *sections]) + "\n"
