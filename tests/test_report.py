@@ -20,6 +20,7 @@ from prefchat_jax.pages import from_markdown
 from prefchat_jax.preference_tuning import tune_preferences
 from prefchat_jax.reporting import charts
 from prefchat_jax.reporting.leaderboard import varying
+from prefchat_jax.reporting.runs import Told, differing
 from prefchat_jax.reporting.sweep_page import sweep_sections
 from prefchat_jax.sweep import sweep
 from prefchat_jax.training.config import FinetuneConfig
@@ -294,6 +295,18 @@ def test_sweeps_and_runs_share_a_page(swept, own_run, tmp_path):
     (board,) = [table for table in page.tables if "macro-F1" in table[0]]
     assert board[0][:3] == ["pref_objective", "pref_beta", "sweep"]
     assert {row[2] for row in board[1:]} == {"s", "t"}
+
+
+def test_how_a_run_was_watched_is_no_setting_of_it():
+    made = {"best_epoch": 1, "data_fingerprint": "0"}
+    runs = [
+        Told(name, made | {"finetune": flags}, [], "")
+        for name, flags in (
+            ("a", {"output": "a", "profile": False, "compile_cache": True, "lr": 1.0}),
+            ("b", {"output": "b", "profile": True, "compile_cache": False, "lr": 2.0}),
+        )
+    ]
+    assert differing(runs) == {"lr": [1.0, 2.0]}
 
 
 def test_settings_that_follow_from_others_do_not_vary():

@@ -10,7 +10,15 @@ from prefchat_jax.training.metrics_log import Metrics, read_epochs
 from prefchat_jax.training.run_directory import RunDirectory
 
 # Flags that say where a run lies, and how it was watched: not what it is.
-_ELSEWHERE = {"output", "meta", "resume", "report_to", "device"}
+_ELSEWHERE = {
+    "output",
+    "meta",
+    "resume",
+    "report_to",
+    "compile_cache",
+    "profile",
+    "device",
+}
 
 
 class Told(NamedTuple):
