@@ -140,12 +140,13 @@ def _hardest(
         return rows.astype(jnp.int32) * num_blocks + blocks
     # All of the largest lie in as many blocks, those with the largest maxima.
     blocks = _largest(jnp.moveaxis(keys.max(-2), -1, 0), number)
-    columns = jnp.moveaxis(blocks, 0, -1)[..., None, :]
-    rivals = jnp.take_along_axis(keys, columns, axis=-1, mode="promise_in_bounds")
-    rivals = rivals.reshape(*labels.shape, _BLOCK * number)
-    places = _largest(jnp.moveaxis(rivals, -1, 0), number)
-    block = jnp.take_along_axis(blocks, places % number, axis=0)
-    return places // number * num_blocks + block
+    rows = jax.lax.broadcasted_iota(jnp.int32, (_BLOCK, *blocks.shape), 0)
+    rivals = (rows * num_blocks + blocks[None]).reshape(-1, *labels.shape)
+    logits = jnp.moveaxis(logits, -1, 0)
+    values = jnp.take_along_axis(logits, rivals, axis=0, mode="clip")
+    is_no_rival = (rivals == labels[None]) | (rivals >= num_buckets)
+    found = _largest(_keys(values, is_no_rival), number)
+    return jnp.take_along_axis(rivals, found, axis=0)
 
 
 def _keys(logits: jax.Array, is_gold: jax.Array) -> jax.Array:
