@@ -309,12 +309,12 @@ def test_the_command_prints_a_table_and_writes_every_setting(
     corpus_path, tmp_path, capsys
 ):
     argv = ["sweep", "--data", str(corpus_path), "--output", str(tmp_path / "s")]
-    argv += ["--seeds", "2", "--grid", "lr=0.001,0.03", "--epochs", "3"]
+    argv += ["--seeds", "2", "--grid", "lr=0.0001,0.03", "--epochs", "3"]
     argv += ["--model_size", "base", "--val_split", "0.2", "--batch_size", "8"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "4 runs in" in out and "+-" in out and "program 1 of 1: 4 runs" in out
-    assert out.index("0.03") < out.index("0.001 ")  # The better one first.
+    assert out.index("0.03") < out.index("0.0001 ")  # The better one first.
     with (tmp_path / "s" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["lr"] for row in rows} == {"0.001", "0.03"}

@@ -466,6 +466,27 @@ def test_weight_decay_is_for_kernels_only():
     assert updates["bias"][0] == updates["table"][0] == 0
 
 
+def test_a_table_has_a_second_moment_a_row_and_no_momentum():
+    config = OptimizerConfig(num_steps=9, warmup_steps=0, lr=0.1, schedule="constant")
+    tx = make_optimizer(config)
+    params = {"table": jnp.zeros((3, 2)), "kernel": jnp.zeros((3, 2))}
+    state = tx.init(params)
+    gradients = np.random.default_rng(0).normal(size=(4, 3, 2))
+    gradients[2:, 0] = 0.0  # A feature that no later batch has.
+    nu, expected = np.zeros((3, 1)), np.zeros((3, 2))
+    for step, gradient in enumerate(gradients, start=1):
+        updates, state = tx.update(
+            {name: jnp.asarray(gradient, jnp.float32) for name in params}, state, params
+        )
+        params = optax.apply_updates(params, updates)
+        nu = 0.999 * nu + 0.001 * (gradient**2).mean(1, keepdims=True)
+        expected -= 0.1 * gradient / (np.sqrt(nu / (1 - 0.999**step)) + 1e-8)
+        np.testing.assert_allclose(params["table"], expected, rtol=1e-4)
+    assert (updates["table"][0] == 0).all()
+    # All else goes on by its momentum.
+    assert (updates["kernel"][0] != 0).all()
+
+
 def test_clipping_bounds_the_gradient_norm():
     config = OptimizerConfig(num_steps=2, warmup_steps=0, lr=1.0, clip_norm=1e-12)
     tx = make_optimizer(config)
