@@ -317,7 +317,7 @@ def test_the_command_prints_a_table_and_writes_every_setting(
     assert out.index("0.03") < out.index("0.0001 ")  # The better one first.
     with (tmp_path / "s" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["lr"] for row in rows} == {"0.001", "0.03"}
+    assert {row["lr"] for row in rows} == {"0.0001", "0.03"}
     # Also what the run chose for itself.
     assert rows[0]["pref_beta"] == "2.0" and rows[0]["warmup_steps"] == "0"
     assert set(rows[0]) >= set(RUN_FIELDS) >= {"lr", "seed", "data_seed", "val"}
