@@ -70,6 +70,7 @@ BUCKET_LOSSES = {
         z, y, n, beta=2.0, ref_logits=jnp.zeros_like(z)
     ),
     "log-odds": lambda z, y, n: losses.bucket_log_odds(z, n),
+    "log-probs": lambda z, y, n: losses.bucket_logps(z, n),
     "generalised CE": lambda z, y, n: losses.generalized_cross_entropy(z, y, q=0.7),
     "symmetric CE": lambda z, y, n: losses.symmetric_cross_entropy(
         z, y, alpha=0.1, beta=1.0, log_zero=-4.0
@@ -123,10 +124,21 @@ def test_raw_logits_give_the_margins_of_log_probabilities(rng):
     np.testing.assert_allclose(raw, normal, atol=1e-5)
 
 
+def test_log_probs_of_some_buckets_are_those_of_all(rng):
+    logits = rng.normal(size=(4, 6)) * 30
+    buckets = np.array([[0, 5], [3, 3], [1, 2], [5, 4]])
+    every = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    wanted = np.take_along_axis(every, buckets, 1)
+    np.testing.assert_allclose(
+        losses.bucket_logps(logits, buckets), wanted, rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     "fn",
     [
         lambda z, w: losses.bucket_log_odds(z, jnp.zeros((3, 1), int), where=w)[:, 0],
+        lambda z, w: losses.bucket_logps(z, jnp.zeros((3, 1), int), where=w)[:, 0],
         lambda z, w: losses.generalized_cross_entropy(z, jnp.arange(3), q=0.7, where=w),
         lambda z, w: losses.symmetric_cross_entropy(
             z, jnp.arange(3), alpha=0.1, beta=1.0, log_zero=-4.0, where=w
@@ -135,7 +147,7 @@ def test_raw_logits_give_the_margins_of_log_probabilities(rng):
             z, jnp.arange(3), floor=0.0, ceiling=1.0, where=w
         ),
     ],
-    ids=["log-odds", "generalised CE", "symmetric CE", "confidence"],
+    ids=["log-odds", "log-probs", "generalised CE", "symmetric CE", "confidence"],
 )
 def test_where_hides_nan_in_logits(fn, rng):
     logits = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)

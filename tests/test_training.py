@@ -85,6 +85,15 @@ def test_the_objective_is_ce_plus_weight_times_ramp_times_preference(rng):
     )
 
 
+def test_accuracy_is_that_of_argmax_also_among_equals(rng):
+    logits = jnp.asarray(rng.integers(0, 2, (64, 5)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 5, 64))
+    _, parts = _losses(Objective(), logits, labels)
+    right = np.argmax(logits, axis=1) == labels
+    assert 0 < right.sum() < (logits.max(1) == logits[np.arange(64), labels]).sum()
+    np.testing.assert_array_equal(parts["accuracy"], right)
+
+
 def _gold_probs(logits, labels):
     """By hand, in float64."""
     powers = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))

@@ -25,6 +25,7 @@ is RE-PO, `rpo` is RPO.
 import types
 
 from prefchat_jax.losses.buckets import bucket_log_odds as bucket_log_odds
+from prefchat_jax.losses.buckets import bucket_logps as bucket_logps
 from prefchat_jax.losses.buckets import bucket_margins as bucket_margins
 from prefchat_jax.losses.buckets import (
     generalized_cross_entropy as generalized_cross_entropy,

@@ -45,6 +45,27 @@ def bucket_margins(
     return jnp.asarray(beta) * (gold - negative)
 
 
+def bucket_logps(
+    logits: ArrayLike, buckets: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """Log-probs of given buckets, `z_b - logsumexp(z)`.
+
+    The log-probs of all buckets are never laid out; what else of a step takes the same
+    logits shares the normaliser.
+
+    Args:
+      logits: `[..., C]` bucket logits.
+      buckets: `[..., K]` integer buckets.
+      where: `[...]` true where an example counts.
+
+    Returns:
+      `[..., K]` log-probs; where `where` is false, those of equal logits.
+    """
+    logits = hide(as_float(logits), where, axis=-1)
+    own = jnp.take_along_axis(logits, jnp.asarray(buckets), axis=-1)
+    return own - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
 def bucket_log_odds(
     logits: ArrayLike, buckets: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -153,6 +174,5 @@ def logit_adjustment(counts: ArrayLike, *, tau: ArrayLike) -> jax.Array:
 def _gold_logps(
     logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> jax.Array:
-    logps = jax.nn.log_softmax(hide(as_float(logits), where, axis=-1))
-    gold = jnp.take_along_axis(logps, jnp.expand_dims(labels, -1), axis=-1)
-    return jnp.squeeze(gold, -1)
+    logps = bucket_logps(logits, jnp.expand_dims(labels, -1), where=where)
+    return jnp.squeeze(logps, -1)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from prefchat_jax.losses.buckets import bucket_logps
 from prefchat_jax.numerics import as_float, masked_loss
 
 
@@ -36,10 +37,11 @@ def confidence_weights(
     Returns:
       `[...]` weights in `[floor, ceiling]`; 0 where `where` is false.
     """
-    probs = jax.nn.softmax(jax.lax.stop_gradient(as_float(logits)))
-    gold = jnp.take_along_axis(probs, jnp.expand_dims(labels, -1), axis=-1)
-    clip = lambda probs: jnp.clip(probs, floor, ceiling)
-    return masked_loss(clip, where, jnp.squeeze(gold, -1))
+    logps = bucket_logps(
+        jax.lax.stop_gradient(logits), jnp.expand_dims(labels, -1), where=where
+    )
+    clip = lambda logps: jnp.clip(jnp.exp(logps), floor, ceiling)
+    return masked_loss(clip, where, jnp.squeeze(logps, -1))
 
 
 def wpo_weights(

@@ -7,7 +7,6 @@ Each takes the preference's settings, logits `[batch, C]`, targets, negatives
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from prefchat_jax import losses
 from prefchat_jax.training.targets import PreferenceState
@@ -37,9 +36,8 @@ def odds_margins(preference, logits, targets, negatives, state):
 def running_margins(preference, logits, targets, negatives, state):
     """LMPO: rewards less a running score; a bucket is a response of one token."""
     margins, _ = policy_margins(preference, logits, targets, negatives, state)
-    logps = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(logps, targets.labels[:, None], axis=-1)
-    rejected = jnp.take_along_axis(logps, negatives, axis=-1)
+    chosen = losses.bucket_logps(logits, targets.labels[:, None])
+    rejected = losses.bucket_logps(logits, negatives)
     # Its authors' k, decay and weight.
     raw = losses.lmpo_margin(chosen, rejected, 1, 1, power=5)
     where = None if targets.where is None else targets.where[:, None]

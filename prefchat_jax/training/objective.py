@@ -5,7 +5,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
 from prefchat_jax import losses
@@ -64,7 +63,7 @@ def example_losses(
     ce = _cross_entropy(objective, logits, labels)
     metrics = {
         "loss/ce": ce,
-        "accuracy": (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32),
+        "accuracy": _is_right(logits, labels),
     }
     if objective.weight is None:
         return ce, metrics, state
@@ -76,6 +75,15 @@ def example_losses(
     return total, metrics, judged.state
 
 
+def _is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`[batch]` 1 where `argmax` is the label; that itself takes 10 times as long."""
+    labels = labels[:, None]
+    gold = jnp.take_along_axis(logits, labels, axis=-1)
+    is_before = jnp.arange(logits.shape[-1])[None] < labels
+    is_ahead = (logits > gold) | is_before & (logits == gold)
+    return 1.0 - jnp.any(is_ahead, axis=-1)
+
+
 def _cross_entropy(
     objective: Objective, logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
@@ -84,6 +92,7 @@ def _cross_entropy(
         logits = logits + jnp.expand_dims(objective.adjustment, 0)
     if objective.gce_q is not None:
         return losses.generalized_cross_entropy(logits, labels, q=objective.gce_q)
-    smooth = jax.nn.one_hot(labels, logits.shape[-1])
-    smooth = optax.smooth_labels(smooth, objective.label_smoothing)
-    return optax.softmax_cross_entropy(logits, smooth)
+    gold = losses.bucket_logps(logits, labels[:, None])[:, 0]
+    every = jnp.mean(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    smoothing = jnp.asarray(objective.label_smoothing)
+    return -((1.0 - smoothing) * gold + smoothing * every)

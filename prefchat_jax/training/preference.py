@@ -208,13 +208,20 @@ def preference_losses(
         for lead in (margins, -margins)
     )
     judged = preference.noise(preference, own, swapped, logits, targets, state)
-    rewards = preference.beta * jax.nn.log_softmax(logits)
-    if targets.ref_logits is not None:
-        rewards -= preference.beta * jax.nn.log_softmax(targets.ref_logits)
     metrics = losses.preference_metrics(
-        jnp.take_along_axis(rewards, labels[:, None], axis=-1)[:, 0],
-        jnp.take_along_axis(rewards, rejected, axis=-1).mean(-1),
+        _rewards(preference, logits, targets, labels[:, None])[:, 0],
+        _rewards(preference, logits, targets, rejected).mean(-1),
     )
     # RePO and the hinge leave pairs without a gradient: watch that some have one.
     metrics["loss/pref_active"] = (own > 0).astype(jnp.float32)
     return judged, metrics
+
+
+def _rewards(
+    preference: Preference, logits: jax.Array, targets: Targets, buckets: jax.Array
+) -> jax.Array:
+    """`beta log pi / pi_ref` of buckets `[batch, K]`, without a reference of `pi`."""
+    logps = losses.bucket_logps(logits, buckets)
+    if targets.ref_logits is not None:
+        logps -= losses.bucket_logps(targets.ref_logits, buckets)
+    return jnp.asarray(preference.beta) * logps
