@@ -108,6 +108,7 @@ def test_every_float_of_a_recipe_sweeps_in_one_program(corpus_path, tmp_path):
         "pref_objective": "simpo",
         "pref_noise": "smoothing",
         "pref_weight": 1.0,
+        "pref_group_size": 1,  # All wrong buckets would leave no choice.
         "ema_decay": 0.5,
         "false_negative_margin": 1.0,
     }
@@ -194,11 +195,11 @@ def test_a_run_that_diverges_is_told_and_stops_no_other(corpus_path, tmp_path):
 def test_runs_that_train_together_stop_each_when_it_is_time(corpus_path, tmp_path):
     base = {"epochs": 9, "early_stop_patience": 1}
     config = sweeping(
-        corpus_path, tmp_path / "s", grid=("lr=0.005,0.5",), at_once=2, **base
+        corpus_path, tmp_path / "s", grid=("lr=0.005,0.2",), at_once=2, **base
     )
     rows = sweep(config).rows
     assert int(rows[0]["best_epoch"]) > int(rows[1]["best_epoch"]) + 1
-    result = alone(rows[1], corpus_path, tmp_path / "alone", lr=0.5, **base)
+    result = alone(rows[1], corpus_path, tmp_path / "alone", lr=0.2, **base)
     assert len(result.fit.history) < 9
     assert_same(rows[1], result, rtol=1e-4)
 

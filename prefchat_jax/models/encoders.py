@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from prefchat_jax.numerics import random_words
+
 
 class BagEncoder(nnx.Module):
     """An embedding bag, a residual MLP, and a final norm.
@@ -61,11 +63,12 @@ def sample_features(
     One random set of columns, shifted at random for each row, is kept: with a
     high rate this costs a fraction of masking, which gathers every feature.
     """
-    length = ids.shape[-1]
+    rows, length = ids.shape
     kept = max(1, round(length * (1 - rate)))
-    set_key, shift_key = jax.random.split(key)
-    columns = jax.random.permutation(set_key, length)[:kept]
-    shifts = jax.random.randint(shift_key, (len(ids), 1), 0, length)
-    places = (columns[None, :] + shifts) % length
+    # One word a row, and one for all: more of JAX's own would cost as much as the rest.
+    seeds = jax.random.bits(key, (rows + 1,), jnp.uint32)
+    columns = jax.lax.top_k(random_words(seeds[0], length), kept)[1]
+    shifts = jax.lax.mulhi(seeds[1:], jnp.uint32(length)).astype(jnp.int32)
+    places = (columns[None, :] + shifts[:, None]) % length
     take = lambda x: jnp.take_along_axis(x, places, axis=-1)
     return take(ids), take(weights) * (length / kept)
