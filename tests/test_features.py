@@ -7,9 +7,10 @@ import oracles
 import pytest
 
 from prefchat_jax.text import tfidf
-from prefchat_jax.text.bags import Bags, cosine, trim
+from prefchat_jax.text.bags import Bags, cosine
 from prefchat_jax.text.dialogue import Turn, as_context, weighted_turns
 from prefchat_jax.text.features import FeatureConfig, Featurizer
+from prefchat_jax.text.packed import trim
 
 TEXTS = [
     "How do I reset my password?",
@@ -98,7 +99,8 @@ def test_trimming_keeps_what_most_rows_need(rng):
     weights[:, 3:20] = rng.random((100, 17)) + 0.1
     weights[0] = 1.0
     ids = rng.integers(0, 9, (100, 64)).astype(np.int32)
-    small = trim(Bags(ids, weights))
+    bags = Bags(ids, weights)
+    small = trim((Bags(*(x[i : i + 30] for x in bags)) for i in range(0, 100, 30)), 64)
     assert small.ids.shape == (100, 32)
     np.testing.assert_array_equal(small.weights[1:, :17], weights[1:, 3:20])
     np.testing.assert_array_equal(small.ids[1:, :17], ids[1:, 3:20])

@@ -57,10 +57,9 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         contexts, labels = contexts + more, np.concatenate([labels, more_labels])
         sources += [_REPLIES] * len(more)
     names, numbers = np.unique(sources, return_inverse=True)
-    hashed = featurizer(contexts)
     return Corpus(
         Rows(
-            *featurizer.trained(hashed, contexts),
+            *featurizer.trained(contexts),
             labels,
             numbers.astype(np.int32),
         ),
@@ -71,7 +70,7 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         featurizer,
         records.fingerprint + split.fingerprint,
         names.tolist(),
-        scorer_rows(config, featurizer, hashed, train_rows)
+        scorer_rows(config, featurizer, train_rows)
         if trains_scorer(config, train_rows)
         else None,
     )
