@@ -91,7 +91,7 @@ def epoch_program(name: str, config: FinetuneConfig, corpus: Corpus) -> Program:
             recipe, state, rows, plan, key, jnp.float32(1.0)
         ),
         init_state(recipe, params),
-        jax.tree.map(jnp.asarray, rows),
+        jax.device_put(rows),
         jax.tree.map(jnp.asarray, make_plan(config, corpus).epoch(1)),
         jax.random.key(0),
         carry=True,

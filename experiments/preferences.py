@@ -163,7 +163,7 @@ def first_stage(
     )
     shape = ScorerConfig(vocabulary=featurizer.num_scorer_rows, width=128)
     fresh = init_scorer(shape, jax.random.fold_in(jax.random.key(config.seed), 2))
-    scored = scorer_rows(config, featurizer, featurizer(contexts), rows)
+    scored = scorer_rows(config, featurizer, rows)
     params = train_scorer(config, ScorerStart(shape, fresh, scored), Silent())
     return featurizer, *with_values(shape, params)
 

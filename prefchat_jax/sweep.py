@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prefchat_jax.building.config import usable_cores
@@ -181,7 +180,7 @@ def _train(
     Runs of one structure are one program; how many of them train together is found
     out with the first.
     """
-    train, val = jax.tree.map(jnp.asarray, rows[0]), rows[1]
+    train, val = jax.device_put(rows[0]), rows[1]
     kinds: dict[Any, list[int]] = {}
     for number, run in runs.items():
         kinds.setdefault(run.structure(), []).append(number)

@@ -2,14 +2,16 @@ import dataclasses
 import hashlib
 import itertools
 
+import jax
 import numpy as np
 import oracles
 import pytest
 
 from prefchat_jax.text import tfidf
-from prefchat_jax.text.bags import Bags, cosine, trim
+from prefchat_jax.text.bags import Bags, cosine
 from prefchat_jax.text.dialogue import Turn, as_context, weighted_turns
 from prefchat_jax.text.features import FeatureConfig, Featurizer
+from prefchat_jax.text.packed import trim
 
 TEXTS = [
     "How do I reset my password?",
@@ -98,10 +100,33 @@ def test_trimming_keeps_what_most_rows_need(rng):
     weights[:, 3:20] = rng.random((100, 17)) + 0.1
     weights[0] = 1.0
     ids = rng.integers(0, 9, (100, 64)).astype(np.int32)
-    small = trim(Bags(ids, weights))
+    bags = Bags(ids, weights)
+    small = trim((Bags(*(x[i : i + 30] for x in bags)) for i in range(0, 100, 30)), 64)
     assert small.ids.shape == (100, 32)
     np.testing.assert_array_equal(small.weights[1:, :17], weights[1:, 3:20])
     np.testing.assert_array_equal(small.ids[1:, :17], ids[1:, 3:20])
+
+
+def test_training_rows_are_those_of_all_contexts_and_need_no_copy(featurizer):
+    """A block of contexts at a time, and padded for JAX as it uses them on a CPU."""
+    texts = [f"{text} {number}" for number in range(200) for text in TEXTS]
+    contexts = [as_context(text) for text in texts]
+    trained, whole = (
+        featurizer.trained(contexts),
+        featurizer.embedded(featurizer.texts(texts)),
+    )
+    assert len(texts) > 512 and trained.ids.shape[0] == len(texts)
+    for row in range(0, len(texts), 97):
+        used = whole.weights[row] > 0
+        kept = trained.weights[row] > 0
+        count = min(used.sum(), trained.ids.shape[1])
+        assert kept.sum() == count
+        for part, all_of_it in zip(trained, whole, strict=True):
+            np.testing.assert_array_equal(part[row][kept], all_of_it[row][used][:count])
+    device = jax.devices("cpu")[0]
+    for part in trained:
+        pointer = jax.device_put(part, device).unsafe_buffer_pointer()
+        assert pointer == part.ctypes.data
 
 
 def test_a_typo_stays_close_and_another_topic_far(featurizer):

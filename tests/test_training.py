@@ -577,6 +577,18 @@ def test_predictions_do_not_depend_on_the_batch(rng):
     assert predict(recipe.model, params, ids[:0], weights[:0]).shape == (0, 3)
 
 
+def test_loaded_parameters_run_the_programs_of_training(run, caplog):
+    """Those that orbax pins to a device would compile every program once more."""
+    (model, loaded), val = load_model(run.run), run.corpus.val
+    few = val.ids[:, :7], val.weights[:, :7]  # Of a shape that nothing compiled for.
+    with jax.log_compiles():
+        predict(model, init_params(model, jax.random.key(0)), *few)
+        assert "Compiling jit(_logits)" in caplog.text
+        caplog.clear()
+        predict(model, loaded, *few)
+    assert "Compiling" not in caplog.text
+
+
 # --- loop and checkpoints
 
 

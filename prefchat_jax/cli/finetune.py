@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.allocator import give_memory_back
 from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, output
 from prefchat_jax.cli.device import select_device
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> None:
     """Trains and says where the run is and what to do with it."""
     config = flags.parse(FinetuneConfig, "finetune", argv)
     start_run(config)  # Says what is wrong before JAX is imported, for seconds.
+    give_memory_back()
     select_device(config.device)
     use_compile_cache(config.compile_cache)
     console = output()

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.allocator import give_memory_back
 from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, output, table
 from prefchat_jax.cli.device import select_device
@@ -18,6 +19,7 @@ def main(argv: Sequence[str]) -> None:
     config = flags.parse(SweepConfig, "sweep", argv)
     runs = list(config.runs())
     start_run(runs[0])  # Says what is wrong before JAX is imported, for seconds.
+    give_memory_back()
     select_device(config.device)
     use_compile_cache(config.compile_cache)
     from prefchat_jax.sweep import sweep

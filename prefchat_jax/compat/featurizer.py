@@ -47,6 +47,10 @@ class ReferenceFeaturizer(Featurizer):
         """
         if len(contexts) != len(bags.ids):
             raise ValueError("An imported classifier needs the contexts of the bags.")
+        return self.trained(contexts)
+
+    def trained(self, contexts: Sequence[Context]) -> Bags:
+        """The same: none of the 128 is left out."""
         turns = self.config.turns.max_turns + 1
         texts = [context_text(context[-turns:]) for context in contexts]
         ids = np.arange(NUM_FEATURES, dtype=np.int32)
@@ -54,10 +58,6 @@ class ReferenceFeaturizer(Featurizer):
             np.broadcast_to(ids, (len(texts), NUM_FEATURES)),
             featurise(texts, self.mode),
         )
-
-    def trained(self, bags: Bags, contexts: Sequence[Context] = ()) -> Bags:
-        """The same: none of the 128 is left out."""
-        return self.classified(bags, contexts)
 
     def with_scorer(
         self, contexts: Sequence[Context], responses: Iterable[str]

@@ -25,23 +25,6 @@ def by_row(rows: np.ndarray, bags: Bags) -> Bags:
     return Bags(ids, np.where(ids > 0, bags.weights, np.float32(0)))
 
 
-def trim(bags: Bags, quantile: float = 0.98) -> Bags:
-    """Moves what weighs something to the left, and cuts what few rows need.
-
-    The longest few rows lose their lightest features; training then gathers no
-    more columns than the given share of the rows uses, rounded up to 16 so that
-    similar corpora compile once.
-    """
-    unused = bags.weights == 0
-    order = np.argsort(unused, axis=1, kind="stable")
-    lengths = np.sum(~unused, axis=1)
-    needed = int(np.quantile(lengths, quantile)) if len(lengths) else 1
-    width = min(-(-max(needed, 1) // 16) * 16, bags.ids.shape[1])
-    order = order[:, :width]
-    take = lambda x: np.take_along_axis(x, order, axis=1)
-    return Bags(take(bags.ids), take(bags.weights))
-
-
 def cosine(query: Bags, keys: Bags, bits: int) -> np.ndarray:
     """Cosine similarities, float32 `[queries, keys]`, of unit-norm bags."""
     out = np.empty((len(query.ids), len(keys.ids)), np.float32)

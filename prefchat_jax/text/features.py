@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from prefchat_jax.text import tfidf
-from prefchat_jax.text.bags import Bags, by_row, trim
+from prefchat_jax.text.bags import Bags, by_row
 from prefchat_jax.text.dialogue import Context, Turn, TurnWeights, weighted_turns
 from prefchat_jax.text.ngrams import key_type, ngram_keys
-from prefchat_jax.text.packed import PackedBags
+from prefchat_jax.text.packed import PackedBags, trim
 
 HASH_VERSION = 1  # Raise it when the same text would get other ids.
 
@@ -159,9 +159,10 @@ class Featurizer:
         """
         return self.embedded(bags)
 
-    def trained(self, bags: Bags, contexts: Sequence[Context] = ()) -> Bags:
-        """`classified` for training, without the lightest features of few rows."""
-        return trim(self.classified(bags, contexts))
+    def trained(self, contexts: Sequence[Context]) -> Bags:
+        """What the classifier trains on; see `trim`."""
+        blocks = (self.classified(self(block), block) for block in _blocks(contexts))
+        return trim(blocks, self.config.max_features)
 
     def embedded(self, bags: Bags) -> Bags:
         """The bags by embedding row; what has no embedding weighs nothing."""
@@ -176,6 +177,11 @@ class Featurizer:
         if self.scorer_rows is None:
             raise ValueError("This featurizer was fitted without responses.")
         return by_row(self.scorer_rows, bags)
+
+    def scorer_trained(self, contexts: Sequence[Context], most: int) -> Bags:
+        """What the scorer trains on, at most so many features; see `trim`."""
+        blocks = (self.scorer_embedded(self(block)) for block in _blocks(contexts))
+        return trim(blocks, most)
 
     def known(self, bags: Bags, row: int) -> float:
         """The share of one bag's squared norm whose features have embeddings."""

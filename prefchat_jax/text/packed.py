@@ -1,6 +1,6 @@
-"""Bags without padding: as bytes to store, and as one array to score."""
+"""Bags without padding: to store, to score, and on the way to training rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from prefchat_jax.text.bags import Bags
 
 _HEAVIEST = 64  # Features of a text that is only compared with others.
+_ALIGNMENT = 64  # Bytes: what XLA asks of an array.
 
 
 class PackedBags(NamedTuple):
@@ -22,6 +23,13 @@ class PackedBags(NamedTuple):
     offsets: np.ndarray
     ids: np.ndarray
     weights: np.ndarray
+
+    @classmethod
+    def pack(cls, bags: Bags) -> "PackedBags":
+        """What weighs something of padded bags, in their order."""
+        used = bags.weights > 0
+        offsets = np.append(0, np.cumsum(np.count_nonzero(used, axis=1)))
+        return cls(offsets, bags.ids[used], bags.weights[used])
 
     @classmethod
     def decode(cls, blobs: Sequence[bytes], bits: int) -> "PackedBags":
@@ -63,6 +71,14 @@ class PackedBags(NamedTuple):
         out[self.ids[span]] = self.weights[span]
         return out
 
+    def lay_out(self, ids: np.ndarray, weights: np.ndarray) -> None:
+        """Writes the bags as rows of zeros `[n, width]`, each cut to the width."""
+        starts, lengths = self.offsets[:-1], np.diff(self.offsets)
+        width = ids.shape[1]
+        used = np.arange(width) < lengths[:, None]
+        kept = np.arange(len(self.ids)) - np.repeat(starts, lengths) < width
+        ids[used], weights[used] = self.ids[kept], self.weights[kept]
+
     def take(self, rows: np.ndarray) -> "PackedBags":
         """Some of the bags, in this order, with float32 weights."""
         starts = self.offsets[rows]
@@ -71,6 +87,40 @@ class PackedBags(NamedTuple):
         places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         weights = self.weights.take(places).astype(np.float32)
         return PackedBags(offsets, self.ids.take(places), weights)
+
+
+def trim(blocks: Iterable[Bags], most: int, quantile: float = 0.98) -> Bags:
+    """Padded bags without what weighs nothing, cut where few rows go on.
+
+    The longest few rows lose their lightest features; training then gathers no more
+    columns than the given share of the rows uses, rounded up to 16 so that similar
+    corpora compile once. Blocks are packed as they come: padded to full length, those
+    of a large corpus would take more memory than all that training needs.
+
+    Args:
+      blocks: the bags, some rows at a time, heaviest features first.
+      most: columns at most.
+      quantile: the share of the rows that lose nothing.
+    """
+    parts = [PackedBags.pack(block) for block in blocks]
+    lengths = np.concatenate([np.zeros(0, int), *(np.diff(p.offsets) for p in parts)])
+    needed = int(np.quantile(lengths, quantile)) if len(lengths) else 1
+    width = min(-(-max(needed, 1) // 16) * 16, most)
+    shape = len(lengths), width
+    bags = Bags(_aligned_zeros(shape, np.int32), _aligned_zeros(shape, np.float32))
+    start = 0
+    for part in parts:
+        rows = slice(start, start := start + len(part.offsets) - 1)
+        part.lay_out(bags.ids[rows], bags.weights[rows])
+    return bags
+
+
+def _aligned_zeros(shape: tuple[int, int], dtype: type) -> np.ndarray:
+    """Zeros that JAX uses on a CPU as they are: it copies what XLA's loads cannot."""
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    room = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def sketch(bags: Bags) -> Bags:

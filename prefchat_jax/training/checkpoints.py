@@ -77,8 +77,9 @@ class Checkpoints:
           UserError: the step could not be written.
         """
         if is_best:
-            # A copy: the next training step donates the state.
-            self._best = jax.tree.map(jnp.copy, params)
+            # A copy, since the next training step donates the state; `jnp.copy` would
+            # compile a program for each shape.
+            self._best = jax.device_put(params, may_alias=False)
         if not is_last and time.monotonic() - self._saved_at < SAVE_SECONDS:
             return
         trees = {"best": self._best, "last": state} | self._scorer
@@ -161,7 +162,10 @@ def _load(step: pathlib.Path, target: dict[str, Any]) -> dict[str, Any]:
     log, drop = logging.getLogger("absl"), lambda record: False
     log.addFilter(drop)  # Orbax logs the same, in words of its own.
     try:
-        return ocp.load_checkpointables(str(step), target)
+        loaded = ocp.load_checkpointables(str(step), target)
+        # By way of the host: orbax pins arrays to their device, and for pinned ones
+        # every program would compile once more.
+        return jax.device_put(jax.device_get(loaded))
     except Exception as error:  # Orbax and tensorstore raise many types.
         what = "is damaged, or of another shape" if step.exists() else "is missing"
         raise UserError(

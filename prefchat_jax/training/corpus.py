@@ -56,13 +56,13 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         )
         contexts, labels = contexts + more, np.concatenate([labels, more_labels])
         sources += [_REPLIES] * len(more)
-    names, numbers = np.unique(sources, return_inverse=True)
-    hashed = featurizer(contexts)
+    names = sorted(set(sources))
+    number = {name: i for i, name in enumerate(names)}
     return Corpus(
         Rows(
-            *featurizer.trained(hashed, contexts),
+            *featurizer.trained(contexts),
             labels,
-            numbers.astype(np.int32),
+            np.array([number[name] for name in sources], np.int32),
         ),
         Rows(*_classified(featurizer, val_rows), split.val_labels),
         train_rows,
@@ -70,8 +70,8 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
         labelled,
         featurizer,
         records.fingerprint + split.fingerprint,
-        names.tolist(),
-        scorer_rows(config, featurizer, hashed, train_rows)
+        names,
+        scorer_rows(config, featurizer, train_rows)
         if trains_scorer(config, train_rows)
         else None,
     )

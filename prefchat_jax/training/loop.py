@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prefchat_jax.datasets.sampling import EpochPlan, Plan
@@ -100,7 +99,7 @@ def fit(
     Raises:
       UserError: a loss term is not finite.
     """
-    rows = jax.tree.map(jnp.asarray, train)
+    rows = jax.device_put(train)
     run_chunk = partial(
         run_steps,
         recipe,

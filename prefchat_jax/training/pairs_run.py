@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prefchat_jax.datasets.lengths import length_slope, log_ratio, matched
@@ -14,7 +13,7 @@ from prefchat_jax.datasets.split import split_rows
 from prefchat_jax.errors import UserError
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.models.scorer import ScorerConfig
-from prefchat_jax.text.dialogue import Example
+from prefchat_jax.text.dialogue import Example, as_context
 from prefchat_jax.text.features import Featurizer
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.config import FinetuneConfig
@@ -130,8 +129,8 @@ def pair_rows(
         for pair in pairs
     ]
     return PairRows(
-        scorer_bags(featurizer, featurizer([pair.context for pair in pairs])),
-        scorer_bags(featurizer, featurizer.texts(list(number))),
+        scorer_bags(featurizer, [pair.context for pair in pairs]),
+        scorer_bags(featurizer, [as_context(text) for text in number]),
         np.array(replies, np.int32),
         sources,
         np.log([len(text) for text in number]).astype(np.float32),
@@ -182,7 +181,7 @@ def tune_scorer(
             for rows in (train, val)
         )
     state = init_pair_state(recipe, params)
-    train, val = jax.tree.map(jnp.asarray, (train, val))
+    train, val = jax.device_put((train, val))
     before = score_pairs(shape, params, val)
     start = _validate(recipe, before, before, val)
     key = jax.random.key(config.seed)

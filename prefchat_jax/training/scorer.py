@@ -215,7 +215,7 @@ def fit_scorer(
     Raises:
       UserError: a loss is not finite.
     """
-    rows = jax.tree.map(jnp.asarray, rows)
+    rows = jax.device_put(rows)
     state = init_scorer_state(recipe, params)
     key = jax.random.key(plan.seed)
     done, total = 0, epochs * plan.micro_batches

@@ -11,8 +11,8 @@ from prefchat_jax.datasets.negatives import lexical_negatives
 from prefchat_jax.datasets.sampling import EpochPlan
 from prefchat_jax.models.classifier import Params
 from prefchat_jax.models.scorer import ScorerConfig, init_scorer
-from prefchat_jax.text.bags import Bags, trim
-from prefchat_jax.text.dialogue import Example
+from prefchat_jax.text.bags import Bags
+from prefchat_jax.text.dialogue import Context, Example, as_context
 from prefchat_jax.text.features import Featurizer
 from prefchat_jax.training.checkpoints import load_scorer
 from prefchat_jax.training.config import FinetuneConfig
@@ -52,7 +52,6 @@ def trains_scorer(config: FinetuneConfig, examples: Sequence[Example]) -> bool:
 def scorer_rows(
     config: FinetuneConfig,
     featurizer: Featurizer,
-    contexts: Bags,
     examples: Sequence[Example],
 ) -> ScorerRows:
     """The answered examples as rows of the scorer.
@@ -60,18 +59,17 @@ def scorer_rows(
     Args:
       config: the flags.
       featurizer: has rows of the scorer.
-      contexts: hashed bags, first those of the examples' contexts.
       examples: training rows.
     """
-    answered = np.flatnonzero([bool(example.response) for example in examples])
+    answered = [example for example in examples if example.response]
     number: dict[str, int] = {}
     numbers = np.array(
-        [number.setdefault(e.response, len(number)) for e in examples if e.response],
+        [number.setdefault(example.response, len(number)) for example in answered],
         np.int32,
     )
-    responses = scorer_bags(featurizer, featurizer.texts(number))
+    responses = scorer_bags(featurizer, [as_context(text) for text in number])
     return ScorerRows(
-        scorer_bags(featurizer, Bags(*(part[answered] for part in contexts))),
+        scorer_bags(featurizer, [example.context for example in answered]),
         responses,
         numbers,
         lexical_negatives(
@@ -156,6 +154,6 @@ def _batch_size(config: FinetuneConfig, rows: int) -> int:
     return min(512, max(16, 1 << (rows // 16).bit_length() - 1)) if rows > 32 else rows
 
 
-def scorer_bags(featurizer: Featurizer, bags: Bags) -> Bags:
-    """Hashed bags by embedding row of the scorer, as many features as it trains on."""
-    return Bags(*(x[:, :_FEATURES] for x in trim(featurizer.scorer_embedded(bags))))
+def scorer_bags(featurizer: Featurizer, contexts: Sequence[Context]) -> Bags:
+    """Bags by embedding row of the scorer, as many features as it trains on."""
+    return featurizer.scorer_trained(contexts, _FEATURES)

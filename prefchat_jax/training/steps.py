@@ -28,7 +28,7 @@ from prefchat_jax.training.optimizers import (
 from prefchat_jax.training.preference import init_preference_state
 from prefchat_jax.training.targets import PreferenceState, Targets
 
-EVAL_BATCH = 1024
+EVAL_BATCH = 256  # 1024 gather 50 MB, which no cache holds: a third of the speed.
 
 
 @partial(
