@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without preference": {"pref_weight": 0.0},
     "with EMA": {"ema_decay": 0.999},
     "accumulation 4": {"grad_accum_steps": 4},
+    "bfloat16": {"compute_dtype": "bfloat16"},
     "base": {"model_size": "base"},
     "xlarge": {"model_size": "xlarge"},
     "xxlarge": {"model_size": "xxlarge"},
