@@ -11,6 +11,7 @@ timed by `benchmarks.chat`. Without `--weights` a run of the demo's rows is trai
 
 import importlib
 import itertools
+import logging
 import pathlib
 import re
 import tempfile
@@ -170,6 +171,7 @@ def search(
 def _peer(texts: Sequence[str]) -> tuple[float, Callable[[str], Any]]:
     """Seconds that `bm25s` takes to index texts, and what asks it."""
     bm25s = importlib.import_module("bm25s")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     split = lambda text: re.findall(r"\w+", text.lower())
     start = time.process_time()
     peer = bm25s.BM25(method="lucene", k1=1.5, b=0.75)

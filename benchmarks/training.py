@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base": {"model_size": "base"},
     "xlarge": {"model_size": "xlarge"},
     "xxlarge": {"model_size": "xxlarge"},
+    "xxlarge, bfloat16": {"model_size": "xxlarge", "compute_dtype": "bfloat16"},
     HEAD: {},
 }
 

@@ -89,8 +89,8 @@ class FinetuneConfig:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train; auto takes what JAX finds first."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the products and activations of training steps; parameters, losses, averages
-    and what is validated and saved are float32."""
+    """Of the matrix products of training steps; all else, and what is validated and
+    saved, is float32."""
     compile_cache: bool = True
     """Keep what was compiled in ~/.cache, for the next command to begin sooner."""
     profile: bool = False

@@ -57,7 +57,7 @@ class PairRecipe:
       length_slope: what the logarithm of a reply's length adds to its reward while
         training, as in a bias product (https://arxiv.org/abs/1909.03683): what
         length explains, the scorer need not learn.
-      compute_dtype: what the towers compute in, by name; None is float32.
+      compute_dtype: of the matrix products, by name; None is float32.
     """
 
     model: ScorerConfig

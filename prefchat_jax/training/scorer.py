@@ -39,7 +39,7 @@ class ScorerRecipe:
       optimizer: its optimizer.
       group: reduces the margins of one row to one loss.
       link: the loss of one margin.
-      compute_dtype: what the towers compute in, by name; None is float32.
+      compute_dtype: of the matrix products, by name; None is float32.
     """
 
     model: ScorerConfig

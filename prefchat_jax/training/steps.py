@@ -48,8 +48,8 @@ class Recipe:
       model: the shape of the classifier.
       objective: its loss, in float32.
       optimizer: its optimizer; parameters, state and average are float32.
-      compute_dtype: what a training step computes logits in, by name; None is
-        float32. Validation is float32.
+      compute_dtype: of the matrix products of a training step, by name; None is
+        float32, as validation is.
     """
 
     model: BucketModel
