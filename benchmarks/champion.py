@@ -5,15 +5,15 @@
 Beside them, turn by turn, the same in eager torch where it is installed (extra
 `peers`), in two ways: as the reference has it, and as fast as torch goes by itself (no
 axis of time, the fused AdamW). Logits and gradients of the same weights are compared
-first. Batches of 128 random rows, float32, all parameters trained, a scan of steps to
-a dispatch. This package trains in no other precision.
+first, in float32. Batches of 128 random rows, all parameters trained, a scan of steps
+to a dispatch. The network in bfloat16 is a row of its own, beside torch under autocast.
 """
 
 import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +63,12 @@ class Case(NamedTuple):
 
     size: str
     whole: bool
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def name(self) -> str:
-        return f"network, {self.size} head" if self.whole else f"{self.size} head alone"
+        name = f"network, {self.size} head" if self.whole else f"{self.size} head alone"
+        return name if self.dtype == "float32" else f"{name}, {self.dtype}"
 
     @property
     def model(self) -> BucketModel:
@@ -96,7 +98,12 @@ class Case(NamedTuple):
             label_smoothing=_SMOOTHING, weight=_WEIGHT, preference=preference
         )
         optimizer = dataclasses.replace(adamw, clip_norm=_CLIP, ema_decay=_EMA)
-        return Recipe(model=self.model, objective=objective, optimizer=optimizer)
+        return Recipe(
+            model=self.model,
+            objective=objective,
+            optimizer=optimizer,
+            compute_dtype=None if self.dtype == "float32" else self.dtype,
+        )
 
     def weights(self) -> dict[str, np.ndarray]:
         """Random weights, none of them zero, by the names of the reference."""
@@ -135,7 +142,11 @@ class Case(NamedTuple):
         return Rows(np.zeros((count, 0), np.int32), vectors.astype("f4"), labels)
 
 
-CASES = (Case("xxlarge", True), *(Case(size, False) for size in BRANCH_WIDTHS))
+CASES = (
+    Case("xxlarge", True),
+    Case("xxlarge", True, "bfloat16"),
+    *(Case(size, False) for size in BRANCH_WIDTHS),
+)
 
 
 def time_case(case: Case, limits: Ceilings, *, seconds: float, steps: int) -> dict:
@@ -205,9 +216,12 @@ def _peers(
     for name, one_step in (("torch", False), ("torch_best", True)):
         loss = functools.partial(torch_loss, case, one_step=one_step)
         compare(case, loss(hard_ratio=1.0, dropout=0.0))
+        timed = loss(hard_ratio=_HARD_RATIO, dropout=_DROPOUT)
+        if case.dtype != "float32":
+            timed = torch.autocast("cpu", torch.bfloat16)(timed)
         step = torch_champion.make_step(
             torch_state(case),
-            loss(hard_ratio=_HARD_RATIO, dropout=_DROPOUT),
+            timed,
             lr=_LR,
             weight_decay=_DECAY,
             clip=_CLIP if case.whole else None,

@@ -6,15 +6,14 @@ Writes generated rows, a tenth of them copies and a tenth nearly so, and builds 
 corpus from them: comparing alone, with the filters, with near-duplicates. In the
 same run, turn by turn: a loop of plain Python that finds exact copies on one core,
 and `datasketch` or `rensa`, where installed, that find near-duplicates. Ours are
-whole processes, start and report included. Prints a table or JSON lines (`--json`).
+whole processes, start and report included.
 """
 
-import argparse
 import contextlib
+import functools
 import hashlib
 import importlib
 import json
-import os
 import pathlib
 import re
 import statistics
@@ -28,13 +27,13 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from rich.console import Console
 
-from prefchat_jax.cli.console import table
+from benchmarks.machine import threads
+from benchmarks.processes import PREFCHAT
+from benchmarks.timing import command, flags, show, start
 
 _VOCABULARY = 40_000
 _THRESHOLD = 0.8
-_BUILD = "import sys; from prefchat_jax.cli.main import main; sys.exit(main())"
 
 
 class Planted(NamedTuple):
@@ -123,7 +122,7 @@ def build(path: pathlib.Path, workers: int, *flags: str) -> Timed:
     argv = ["build", "--inputs", str(path), "--output", str(output), "--workers"]
     start = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-c", _BUILD, *argv, str(workers), *flags],
+        [sys.executable, "-c", PREFCHAT, *argv, str(workers), *flags],
         stdout=subprocess.DEVNULL,
     ) as process:
         with _peak_memory(process.pid) as peak:
@@ -178,6 +177,9 @@ def rensa(path: pathlib.Path) -> Timed:
             sketches.append(sketch)
             kept.add(name)
     return Timed(time.perf_counter() - start, None, kept)
+
+
+PEERS = {"datasketch": datasketch, "rensa": rensa}
 
 
 def _shingled(path: pathlib.Path) -> Iterator[tuple[str, list[bytes]]]:
@@ -248,9 +250,7 @@ def run(rows: int, workers: int, repeats: int, peers: Sequence[str]) -> list[dic
             "near, filters": lambda: build(path, workers),
         }
         for name in peers:
-            ways[name] = lambda name=name: {"datasketch": datasketch, "rensa": rensa}[
-                name
-            ](path)
+            ways[name] = functools.partial(PEERS[name], path)
         timed: dict[str, list[Timed]] = {name: [] for name in ways}
         for repeat in range(repeats):
             for name, way in ways.items():
@@ -281,49 +281,32 @@ def _figures(
     }
 
 
+COLUMNS = {
+    "way": ("way", ""),
+    "s": ("seconds", ".2f"),
+    "spread": ("spread", ".2f"),
+    "rows/s": ("rows_per_second", ",.0f"),
+    "MB/s": ("mb_per_second", ",.0f"),
+    "peak MB": ("peak_mb", ",.0f"),
+    "exact": ("exact_found", ".4f"),
+    "near": ("near_found", ".4f"),
+    "unlike": ("unlike_dropped", ".4f"),
+    "precision": ("precision", ".4f"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the figures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Prints the table."""
+    parser = flags(__doc__, seconds=None, quick="2,000 rows, once")
     parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, help="of a build; --threads")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--peers", nargs="*", default=[], choices=["datasketch", "rensa"]
-    )
-    parser.add_argument("--quick", action="store_true", help="2,000 rows, once")
-    parser.add_argument("--json", action="store_true", help="JSON lines, no table")
-    args = parser.parse_args(argv)
+    parser.add_argument("--peers", nargs="*", default=[], choices=[*PEERS])
+    args, limits = start(parser, argv)
     rows, repeats = (2000, 1) if args.quick else (args.rows, args.repeats)
-    figures = run(rows, args.workers, repeats, args.peers)
-    if args.json:
-        for row in figures:
-            print(json.dumps(row))  # noqa: T201
-        return
-    columns = [
-        "way",
-        "s",
-        "rows/s",
-        "MB/s",
-        "peak MB",
-        "exact",
-        "near",
-        "unlike",
-        "precision",
-    ]
-    keys = ("exact_found", "near_found", "unlike_dropped", "precision")
-    cells = [
-        [
-            row["way"],
-            f"{row['seconds']:.2f} +- {row['spread'] / 2:.2f}",
-            f"{row['rows_per_second']:,.0f}",
-            f"{row['mb_per_second']:,.0f}",
-            "" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}",
-            *(f"{row[key]:.4f}" for key in keys),
-        ]
-        for row in figures
-    ]
-    Console(width=120).print(table(f"{figures[0]['rows']:,} rows", columns, cells))
+    found = run(rows, args.workers or threads(), repeats, args.peers)
+    show(f"{rows:,} rows", COLUMNS, found, limits, as_json=args.json)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

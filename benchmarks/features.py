@@ -12,22 +12,28 @@ machine changes least; the limit is copying the texts and the padded arrays.
 
 import importlib.util
 import itertools
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-import prefchat_jax
 from benchmarks.machine import Ceilings
-from benchmarks.timing import Timing, command, flags, ratio, show, start, take_turns
+from benchmarks.timing import (
+    DEMO,
+    Timing,
+    command,
+    flags,
+    ratio,
+    show,
+    start,
+    take_turns,
+)
 from prefchat_jax.datasets.records import read_records
 from prefchat_jax.text.dialogue import Turn
 from prefchat_jax.text.features import FeatureConfig, Featurizer
 from prefchat_jax.text.ngrams import ngram_keys
 
-SHIPPED = pathlib.Path(prefchat_jax.__file__).parent / "data" / "helpdesk.jsonl"
 COLUMNS = {
     "": ("name", ""),
     "rows/s": ("rows_per_second", ",.0f"),
@@ -156,7 +162,7 @@ def _figures(name: str, timing: Timing, first: float, rows: int) -> dict[str, An
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = flags(__doc__, seconds=10.0, quick="few rows")
-    parser.add_argument("--data", default=SHIPPED, help="JSONL; a shipped corpus")
+    parser.add_argument("--data", default=DEMO, help="JSONL; a shipped corpus")
     parser.add_argument("--rows", type=int, default=9_000, help="%(default)s")
     args, limits = start(parser, argv)
     questions = [row.question for row in read_records([args.data]).examples]

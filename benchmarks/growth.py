@@ -11,8 +11,6 @@ size that fits best, and `--plots FOLDER` draws them on logarithmic axes.
 
 import json
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import prefchat_jax
 from benchmarks import retrieval
-from benchmarks.timing import command, flags, show, start
+from benchmarks.processes import in_process, peak_memory
+from benchmarks.timing import DEMO, command, flags, run_or_demo, show, start
 from prefchat_jax.datasets.records import read_records
-from prefchat_jax.finetune import Silent, finetune
+from prefchat_jax.finetune import Silent
 from prefchat_jax.inference import Inference
 from prefchat_jax.reporting import charts
 from prefchat_jax.training.config import FinetuneConfig
@@ -33,11 +31,6 @@ from prefchat_jax.training.run_directory import RunDirectory
 _WIDTHS = ("expansion_dim", "extra_expansion_dim", "third_expansion_dim")
 _ROWS, _BUCKETS = 20_000, 100  # Where something else grows.
 _MESSAGES = 200
-_MEASURE = """
-import json, sys
-from benchmarks.growth import measure_training
-print(json.dumps(measure_training(*json.load(sys.stdin))))
-"""
 
 
 class Axis(NamedTuple):
@@ -78,14 +71,15 @@ def points(name: str, given: Any, sizes: Sequence[int]) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
         measure: Callable[[int], dict]
         if name == "replies":
-            run = given.weights or _demo_run(f"{folder}/run")
+            run = run_or_demo(given.weights, folder)
             examples = [e for e in read_records([given.pairs]).examples if e.response]
             measure = lambda size: reply(run, folder, examples, size)
         else:
             questions = [e.question for e in read_records([given.data]).examples]
             rows = 200 if given.quick else _ROWS
             path = pathlib.Path(folder) / "rows.jsonl"
-            measure = lambda size: _in_process(
+            measure = lambda size: in_process(
+                "benchmarks.growth:measure_training",
                 training_job(name, size, path, questions, rows),
                 given.device,
                 given.seconds,
@@ -140,7 +134,7 @@ def measure_training(job: dict[str, Any], device: str, seconds: float) -> dict:
 
     select_device(device)
     config = FinetuneConfig(**job)
-    before = retrieval.peak_memory()
+    before = peak_memory()
     file, corpus = _timed(lambda: load_corpus(config, Silent()))
     program = training.epoch_program(training.SHIPPED, config, corpus)
     program.call()
@@ -154,7 +148,7 @@ def measure_training(job: dict[str, Any], device: str, seconds: float) -> dict:
         "epoch_seconds": epoch[0],
         "epoch_processor": epoch[1],
         "compile_seconds": program.compile_seconds,
-        "peak_mb": (retrieval.peak_memory() - before) / 1e6,
+        "peak_mb": (peak_memory() - before) / 1e6,
     }
 
 
@@ -164,18 +158,6 @@ def _timed(call: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
     found = call()
     processor = time.process_time() - processor
     return (time.perf_counter() - wall, processor), found
-
-
-def _in_process(job: dict[str, Any], device: str, seconds: float) -> dict:
-    """`measure_training` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURE],
-        input=json.dumps([job, device, seconds]),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
 
 
 # --- replies
@@ -191,24 +173,14 @@ def reply(run: str, folder: str, examples: Sequence, size: int) -> dict:
         list(retrieval.rows_of(examples, size)),
     )
     file_seconds = time.perf_counter() - begun
-    step = max(len(examples) // _MESSAGES, 1)
-    messages = [e.question for e in examples[::step]][:_MESSAGES]
-    found = retrieval.in_process(run, database, messages)
+    messages = retrieval.questions(examples, _MESSAGES)
+    found = in_process("benchmarks.chat:reply", run, str(database), messages, 0.0)
     return {
         "file_seconds": file_seconds,
         "p50_seconds": found["p50_ms"] / 1e3,
         "p99_seconds": found["p99_ms"] / 1e3,
         "peak_mb": found["resident_mb"],
     }
-
-
-def _demo_run(path: str) -> str:
-    finetune(FinetuneConfig(data=_shipped(), output=path))
-    return path
-
-
-def _shipped() -> str:
-    return str(pathlib.Path(prefchat_jax.__file__).parent / "data" / "helpdesk.jsonl")
 
 
 # --- the tables and the plots
@@ -266,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags(__doc__, seconds=1.0, quick="two small sizes of each")
     parser.add_argument("--only", nargs="+", choices=[*AXES], default=[*AXES])
     parser.add_argument("--sizes", nargs="+", type=int, help="instead, of --only one")
-    parser.add_argument("--data", default=_shipped(), help="JSONL rows; the demo's")
-    parser.add_argument("--pairs", default=_shipped(), help="rows with replies")
+    parser.add_argument("--data", default=DEMO, help="JSONL rows; the demo's")
+    parser.add_argument("--pairs", default=DEMO, help="rows with replies")
     parser.add_argument("--weights", help="run that replies; one of the demo's rows")
     parser.add_argument("--plots", type=pathlib.Path, help="folder for pictures")
     args, limits = start(parser, argv)

@@ -217,8 +217,13 @@ def _peers(
         return calls, {"torch.compile": "not asked for (--torch_compile)"}
     if not shutil.which("g++"):
         return calls, {"torch.compile": "needs a C++ compiler"}
-    compiled = partial(torch_losses.value_and_gradient, torch.compile(timed), *tensors)
-    return calls | {"torch_compile": compiled}, {}
+    # Else it would take a second shape for one of many, and give up after eight.
+    torch.compiler.reset()
+    compiled = torch.compile(timed, dynamic=False, fullgraph=True)
+    calls["torch_compile"] = partial(
+        torch_losses.value_and_gradient, compiled, *tensors
+    )
+    return calls, {}
 
 
 def _compare(case: Case, theirs: Sequence[Any]) -> None:

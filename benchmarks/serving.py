@@ -6,29 +6,39 @@ Starts the server as a process of its own. Each client is a connection that stay
 open and sends its next question when it has its reply: sockets and ready bytes, so
 that the clients cost little beside the server. `cpu_ms` is processor time for each
 reply, which other work on the machine changes least. With `--max_batch 1` nothing
-is batched. Prints a table or JSON (`--json`).
+is batched. Without `--weights` a run of the demo's rows is trained first.
 """
 
-import argparse
 import asyncio
 import json
 import math
-import pathlib
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from rich.console import Console
-
-from prefchat_jax.cli.console import table
+from benchmarks.processes import PREFCHAT
+from benchmarks.timing import DEMO, command, flags, run_or_demo, show, start
 from prefchat_jax.datasets.records import read_records
 
-_SERVE = "import sys; from prefchat_jax.cli.main import main; sys.exit(main())"
 _WARM = 2.0  # Seconds before anything is counted.
+_LEAST = 1.0  # Seconds that are, however quick.
+COLUMNS = {
+    "clients": ("clients", ""),
+    "max batch": ("max_batch", ""),
+    "replies/s": ("replies_per_second", ",.0f"),
+    "p50 ms": ("p50_ms", ".2f"),
+    "p99 ms": ("p99_ms", ".2f"),
+    "errors": ("errors", ""),
+    "mean batch": ("mean_batch", ".1f"),
+    "server CPU ms": ("server_cpu_ms", ".2f"),
+    "client CPU ms": ("client_cpu_ms", ".2f"),
+}
 
 
 class Seen(NamedTuple):
@@ -118,17 +128,18 @@ def counted(url: str) -> Counted:
     )
 
 
-def measure(given: argparse.Namespace, max_batch: int) -> dict:
+def measure(
+    run: str, questions: list[str], clients: int, seconds: float, max_batch: int
+) -> dict:
     """Starts a server, asks it, stops it."""
-    questions = [example.question for example in read_records(given.data).examples]
-    argv = [sys.executable, "-c", _SERVE, "serve", given.weights, "--port", "0"]
+    argv = [sys.executable, "-c", PREFCHAT, "serve", run, "--port", "0"]
     argv += ["--no_feedback", "--max_batch", str(max_batch)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             url = server.stdout.readline().split()[0]
             before, own = counted(url), _own_seconds()
-            seen = load(url, questions, given.clients, given.seconds)
+            seen = load(url, questions, clients, seconds)
             own = _own_seconds() - own
             after = counted(url)
         finally:  # Else leaving the block waits for it for ever.
@@ -137,8 +148,9 @@ def measure(given: argparse.Namespace, max_batch: int) -> dict:
     ordered = sorted(seen.seconds)
     at = lambda share: 1e3 * ordered[math.ceil(share * len(ordered)) - 1]
     return {
+        "clients": clients,
         "max_batch": max_batch,
-        "replies_per_second": len(ordered) / given.seconds,
+        "replies_per_second": len(ordered) / seconds,
         "p50_ms": at(0.5),
         "p99_ms": at(0.99),
         "errors": len(seen.errors),
@@ -155,26 +167,24 @@ def _own_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures each batch size and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--data", required=True, nargs="+", type=pathlib.Path)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = flags(__doc__, seconds=30.0, quick="a second, three clients")
+    parser.add_argument("--weights", help="run directory; one of the demo's rows")
+    parser.add_argument("--data", nargs="+", default=[DEMO], help="what to ask")
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--max_batch", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args(argv)
-    found = [measure(given, size) for size in given.max_batch]
-    console = Console(highlight=False, soft_wrap=True)
-    if given.json:
-        console.print_json(data=found)
-        return
-    columns = ["max_batch", "replies_per_second", "p50_ms", "p99_ms", "errors"]
-    columns += ["mean_batch", "server_cpu_ms", "client_cpu_ms"]
-    rows = [[f"{row[name]:.4g}" for name in columns] for row in found]
-    console.print(table(f"{given.clients} clients", columns, rows))
+    args, limits = start(parser, argv)
+    clients = 3 if args.quick else args.clients
+    questions = [example.question for example in read_records(args.data).examples]
+    seconds = max(args.seconds, _LEAST)
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_or_demo(args.weights, folder)
+        rows = [
+            measure(run, questions, clients, seconds, size) for size in args.max_batch
+        ]
+    show("prefchat serve", COLUMNS, rows, limits, as_json=args.json)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

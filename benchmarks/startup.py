@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import prefchat_jax
-from benchmarks.timing import command, flags, show, start
+from benchmarks.processes import PREFCHAT
+from benchmarks.timing import DEMO, command, flags, show, start
 
-DATA = pathlib.Path(prefchat_jax.__file__).parent / "data" / "helpdesk.jsonl"
 COLUMNS = {
     "": ("name", ""),
     "seconds": ("seconds", ".2f"),
@@ -34,7 +33,6 @@ COLUMNS = {
     "peak MB": ("peak_mb", ".0f"),
     "goal s": ("goal_seconds", ".1f"),
 }
-_PREFCHAT = "import sys; from prefchat_jax.cli.main import main; sys.exit(main())"
 _POLL = 0.005
 
 
@@ -118,10 +116,10 @@ def turns(
     """Each command once: its name, the seconds it should take, what it took."""
     yield "python -c pass", None, run("pass")
     yield "python -c 'import jax'", None, run("import jax")
-    yield "prefchat --help", 0.2, run(_PREFCHAT, ["--help"])
+    yield "prefchat --help", 0.2, run(PREFCHAT, ["--help"])
     if weights:
         argv = ["chat", weights]
-        yield "chat: one reply, to the end", 1.0, run(_PREFCHAT, argv, typed="hi\n")
+        yield "chat: one reply, to the end", 1.0, run(PREFCHAT, argv, typed="hi\n")
     for state, goal, whole_goal in (("cold", 4.0, 12.0), ("warm", 3.0, 6.0)):
         output = folder / state
         train = ["finetune", "--output", str(output), "--device", "cpu", "--data"]
@@ -130,7 +128,7 @@ def turns(
             f"finetune: first steps, {state}",
             goal,
             run(
-                _PREFCHAT,
+                PREFCHAT,
                 [*train, data],
                 cache=folder / "first",
                 until=lambda log=log: log.exists() and log.stat().st_size > 0,
@@ -143,7 +141,7 @@ def turns(
             yield (
                 f"finetune: whole, two epochs, {state}",
                 whole_goal,
-                run(_PREFCHAT, argv, cache=folder / "whole"),
+                run(PREFCHAT, argv, cache=folder / "whole"),
             )
 
 
@@ -175,8 +173,8 @@ def measure(rounds: int, *inputs: Any) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = flags(__doc__, seconds=0.0, quick="one round")
-    parser.add_argument("--data", default=str(DATA), help="to train on; a shipped one")
+    parser = flags(__doc__, seconds=None, quick="one round")
+    parser.add_argument("--data", default=DEMO, help="to train on; a shipped one")
     parser.add_argument("--corpus", help="to run the whole command on; none")
     parser.add_argument("--weights", help="a run to chat with; none")
     parser.add_argument("--rounds", type=int, default=5, help="%(default)s")

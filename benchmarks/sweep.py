@@ -21,13 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import prefchat_jax
-from benchmarks.timing import command, flags, show, start
+from benchmarks.processes import PREFCHAT
+from benchmarks.timing import DEMO, command, flags, show, start
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training.config import FinetuneConfig
 from prefchat_jax.training.sweep_table import read_table
-
-_COMMAND = "import sys; from prefchat_jax.cli.main import main; sys.exit(main())"
 
 
 class Run(NamedTuple):
@@ -86,7 +84,7 @@ def _command(name: str, base: dict[str, Any], output: str, own: Sequence[str]) -
     argv = [f"--{key}={value}" for key, value in base.items()]
     begun = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-c", _COMMAND, name, *argv, "--output", output, *own],
+        [sys.executable, "-c", PREFCHAT, name, *argv, "--output", output, *own],
         stdout=subprocess.DEVNULL,
         check=True,
     )
@@ -134,9 +132,8 @@ COLUMNS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = flags(__doc__, seconds=0.0, quick="two runs of one epoch")
-    shipped = pathlib.Path(prefchat_jax.__file__).parent / "data" / "helpdesk.jsonl"
-    parser.add_argument("--data", default=str(shipped), help="rows; those of the demo")
+    parser = flags(__doc__, seconds=None, quick="two runs of one epoch")
+    parser.add_argument("--data", default=DEMO, help="rows; those of the demo")
     parser.add_argument("--val", help="rows to validate on; a share of --data")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=8)

@@ -6,6 +6,8 @@ machine meets all of it; a ratio is the median over turns of the ratio of a turn
 
 import argparse
 import json
+import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +17,16 @@ import jax
 import numpy as np
 from rich.console import Console
 
+import prefchat_jax
 from benchmarks.machine import Ceilings, ceilings, describe, use_threads
 from prefchat_jax.cli.console import table
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.errors import UserError
+from prefchat_jax.finetune import finetune
+from prefchat_jax.training.config import FinetuneConfig
 
+# The rows that ship with the package.
+DEMO = str(pathlib.Path(prefchat_jax.__file__).parent / "data" / "helpdesk.jsonl")
 _FEWEST = 3  # Turns, however long one takes.
 
 
@@ -159,18 +166,39 @@ def figures(
     }
 
 
-def flags(doc: str, *, seconds: float, quick: str) -> argparse.ArgumentParser:
-    """The flags of every benchmark."""
+def flags(doc: str, *, seconds: float | None, quick: str) -> argparse.ArgumentParser:
+    """The flags of every benchmark; one of whole processes has no `--seconds`."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     devices = ["auto", "cpu", "gpu", "tpu"]
     parser.add_argument("--device", choices=devices, default="auto")
     parser.add_argument("--threads", type=int, help="processors to use; all")
-    parser.add_argument(
-        "--seconds", type=float, default=seconds, help="of each; %(default)s"
-    )
+    if seconds is not None:
+        parser.add_argument(
+            "--seconds", type=float, default=seconds, help="of each; %(default)s"
+        )
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", action="store_true", help="JSON lines, no table")
     return parser
+
+
+def chat_flags(doc: str, *, seconds: float, quick: str) -> argparse.ArgumentParser:
+    """The flags of those that ask a run which has stored answers."""
+    parser = flags(doc, seconds=seconds, quick=quick)
+    parser.add_argument("--weights", help="run directory; one of the demo's rows")
+    parser.add_argument("--data", default=DEMO, help="rows with a reply; the demo's")
+    rows = [10_000, 100_000]
+    parser.add_argument("--rows", type=int, nargs="+", default=rows, help="to store")
+    parser.add_argument("--messages", type=int, default=300, help="to ask")
+    return parser
+
+
+def run_or_demo(weights: str | None, folder: str) -> str:
+    """The run of `--weights`, or else one of the demo's rows, trained in a folder."""
+    if weights:
+        return weights
+    output = os.path.join(folder, "run")
+    finetune(FinetuneConfig(data=DEMO, output=output))
+    return output
 
 
 def start(
@@ -178,7 +206,7 @@ def start(
 ) -> tuple[argparse.Namespace, Ceilings]:
     """Reads the flags, holds JAX to what they say, and measures the machine."""
     args = parser.parse_args(argv)
-    if args.quick:
+    if args.quick and "seconds" in args:
         args.seconds = min(args.seconds, 0.02)
     try:
         use_threads(args.threads)

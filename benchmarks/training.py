@@ -8,7 +8,6 @@ made before, and nothing is validated or saved.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import prefchat_jax
 from benchmarks.machine import Ceilings
 from benchmarks.timing import (
+    DEMO,
     Program,
     command,
     compile_program,
@@ -46,9 +45,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without preference": {"pref_weight": 0.0},
     "with EMA": {"ema_decay": 0.999},
     "accumulation 4": {"grad_accum_steps": 4},
+    "bfloat16": {"compute_dtype": "bfloat16"},
     "base": {"model_size": "base"},
     "xlarge": {"model_size": "xlarge"},
     "xxlarge": {"model_size": "xxlarge"},
+    "xxlarge, bfloat16": {"model_size": "xxlarge", "compute_dtype": "bfloat16"},
     HEAD: {},
 }
 
@@ -111,8 +112,7 @@ COLUMNS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = flags(__doc__, seconds=5.0, quick="64 rows, three variants")
-    shipped = pathlib.Path(prefchat_jax.__file__).parent / "data" / "helpdesk.jsonl"
-    parser.add_argument("--data", default=str(shipped), help="rows; those of the demo")
+    parser.add_argument("--data", default=DEMO, help="rows; those of the demo")
     args, limits = start(parser, argv)
     config = FinetuneConfig(data=args.data, output="")
     corpus = load_corpus(config, Silent())

@@ -67,6 +67,42 @@ def few_columns(kernel: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(kernel.T).T
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x kernel`, of `[..., in]` and `[in, out]`, in the dtype that the kernel has.
+
+    A kernel of 16 bits is multiplied as such, forward and backward, and its sums are
+    float32: processors and accelerators have instructions for just that, where XLA's
+    CPU computes a product that gives 16 bits in float32.
+    """
+    return x @ kernel if kernel.dtype.itemsize > 2 else _low_product(x, kernel)
+
+
+@jax.custom_vjp
+def _low_product(x, kernel):
+    low = x.astype(kernel.dtype)
+    return jnp.matmul(low, kernel, preferred_element_type=jnp.float32)
+
+
+def _low_product_fwd(x, kernel):
+    low = x.astype(kernel.dtype)
+    # An empty array tells the backward pass the dtype of `x`.
+    return _low_product(low, kernel), (low, kernel, jnp.zeros(0, x.dtype))
+
+
+def _low_product_bwd(saved, gradient):
+    low, kernel, like = saved
+    gradient = gradient.astype(kernel.dtype)
+    # Laid out before the product, of which XLA's CPU else makes one of float32.
+    laid = jax.lax.optimization_barrier
+    of_x = jnp.matmul(gradient, laid(kernel.T), preferred_element_type=jnp.float32)
+    flat = low.reshape(-1, low.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    of_kernel = jnp.matmul(laid(flat[0].T), flat[1], preferred_element_type=jnp.float32)
+    return of_x.astype(like.dtype), of_kernel.astype(kernel.dtype)
+
+
+_low_product.defvjp(_low_product_fwd, _low_product_bwd)
+
+
 def hide(
     values: jax.Array, where: ArrayLike | None, *, axis: int | tuple[int, ...] = ()
 ) -> jax.Array:

@@ -191,6 +191,7 @@ WRONG_VALUES = {
     "seed": "-1",
     "data_seed": "-1",
     "device": "npu",
+    "compute_dtype": "float16",
     "report_to": "wandb",
     "nonsense": "1",
 }
@@ -280,6 +281,7 @@ def test_preference_flags_that_would_be_ignored_are_errors():
 
 
 CHANGES = {
+    "compute_dtype": "bfloat16",
     "pref_weight": 0.0,
     "pref_beta": 5.0,
     "pref_objective": "repo_relu",

@@ -78,6 +78,24 @@ def test_kept_programs_train_to_the_same_bytes(corpus_path, tmp_path):
     assert warm == compiled and sorted(cache.rglob("*-cache")) == kept
 
 
+def test_an_evaluation_keeps_its_program(run, corpus_path, tmp_path):
+    argv = ["evaluate", "--weights", run.run.path, "--data", corpus_path]
+    argv += ["--device", "cpu"]
+
+    def kept(cache, *flags):
+        subprocess.run(
+            [sys.executable, "-c", _MAIN, *map(str, argv), *flags],
+            env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        return [path.name for path in cache.rglob("*-cache")]
+
+    [name] = kept(tmp_path / "cache")
+    assert "logits" in name and kept(tmp_path / "cache") == [name]
+    assert not kept(tmp_path / "none", "--no_compile_cache")
+
+
 def test_programs_are_kept_by_version_and_processor(monkeypatch, tmp_path, settings):
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -128,10 +146,13 @@ def test_the_oldest_programs_go_when_there_are_too_many(monkeypatch, tmp_path):
     }
 
 
-@pytest.mark.parametrize("command", ["finetune", "sweep", "demo"])
+COMMANDS = ["finetune", "sweep", "demo", "evaluate"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("flags", [[], ["--no_compile_cache"]])
-def test_commands_that_train_keep_programs(
-    monkeypatch, corpus_path, tmp_path, command, flags
+def test_commands_that_compile_keep_programs(
+    monkeypatch, corpus_path, run, tmp_path, command, flags
 ):
     told = []
 
@@ -142,11 +163,14 @@ def test_commands_that_train_keep_programs(
     module = importlib.import_module(f"prefchat_jax.cli.{command}")
     monkeypatch.setattr(module, "use_compile_cache", stop)
     data = [] if command == "demo" else ["--data", str(corpus_path)]
-    assert main([command, "--output", str(tmp_path / "run"), *data, *flags]) == 2
+    where = ["--output", str(tmp_path / "run")]
+    where = ["--weights", str(run.run.path)] if command == "evaluate" else where
+    assert main([command, *where, *data, *flags]) == 2
     assert told == [not flags]
 
 
-@pytest.mark.parametrize("command", ["finetune", "sweep", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_value_is_one_line(capsys, command):
-    assert main([command, "--compile_cache", "maybe", "--output", "X"]) == 2
+    where = "--weights" if command == "evaluate" else "--output"
+    assert main([command, "--compile_cache", "maybe", where, "X"]) == 2
     assert "maybe" in one_line(capsys)

@@ -340,6 +340,7 @@ def test_length_control_leaves_length_out(featurizer):
 # --- flags
 
 CHANGES = {
+    "compute_dtype": "bfloat16",
     "pref_objective": "repo_relu",
     "pref_weight": 3.0,
     "pref_beta": 9.0,

@@ -2,13 +2,16 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
+from benchmarks import chat as chat_benchmark
 from benchmarks import datasets as builder_benchmark
+from benchmarks import processes, timing
 from benchmarks import retrieval as retrieval_benchmark
 from benchmarks import serving as serving_benchmark
 from experiments import (
@@ -67,9 +70,9 @@ def test_the_builder_is_timed_and_finds_what_was_planted():
 
 def test_the_server_is_timed(run, corpus_path, capsys):
     argv = ["--weights", str(run.run.path), "--data", str(corpus_path), "--json"]
-    argv += ["--clients", "3", "--seconds", "1", "--max_batch", "1", "3"]
+    argv += ["--quick", "--device", "cpu", "--max_batch", "1", "3"]
     serving_benchmark.main(argv)
-    single, batched = json.loads(capsys.readouterr().out)
+    single, batched = map(json.loads, capsys.readouterr().out.splitlines())
     assert single["mean_batch"] == 1 < batched["mean_batch"] <= 3
     for row in (single, batched):
         assert row["errors"] == row["exit_code"] == 0
@@ -77,19 +80,56 @@ def test_the_server_is_timed(run, corpus_path, capsys):
         assert 0 < row["client_cpu_ms"] < row["server_cpu_ms"]
 
 
-def test_replies_and_searches_are_timed(run, corpus_path, monkeypatch):
+@pytest.fixture
+def asked(run, corpus_path, monkeypatch):
+    """Flags of a benchmark that fills a database, from the folder it is run in."""
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])
-    replies, searches = retrieval_benchmark.run(
-        str(run.run.path), str(corpus_path), [50, 200], 5
-    )
-    assert [(row["rows"], row["entries"]) for row in replies] == [(50, 50), (200, 200)]
-    for row in replies:
+    argv = ["--weights", str(run.run.path), "--data", str(corpus_path), "--json"]
+    argv += ["--rows", "50", "200", "--messages", "5", "--seconds", "0.02"]
+    return [*argv, "--device", "cpu"]
+
+
+def test_replies_are_timed_without_jax(asked, capsys):
+    chat_benchmark.main(asked)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["rows"] for row in rows] == [50, 200]
+    for row in rows:
         assert 0 < row["p50_ms"] <= row["p99_ms"] and row["load_seconds"] > 0
+        assert row["replies"] >= 5 and row["threads"] > 0
+    held = processes.in_process("benchmarks.processes:peak_memory") / 1e6
+    assert held < rows[0]["resident_mb"] < held + 90  # JAX is more than that.
+
+
+def test_databases_are_built_and_searched(asked, capsys):
+    retrieval_benchmark.main(asked)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    builds, searches = rows[:2], rows[2:]
+    assert [(row["rows"], row["entries"]) for row in builds] == [(50, 50), (200, 200)]
+    for row in builds:
         assert row["database_bytes"] > row["text_bytes"] > 10
-        assert row["resident_mb"] > 10 and row["index_bytes"] > 10
-    ways = [row["way"] for row in searches]
-    assert ways[:2] == ["words of a chat", "FTS5 of the database"]
-    assert all(row["p50_ms"] > 0 for row in searches)
+        assert row["index_bytes"] > 10 and row["build_rows_per_second"] > 0
+    peers = ["bm25s"] * (importlib.util.find_spec("bm25s") is not None)
+    ways = ["words of a chat", "FTS5 of the database", *peers]
+    assert [row["way"] for row in searches] == 2 * ways
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in searches)
+
+
+@pytest.mark.parametrize("benchmark", [chat_benchmark, retrieval_benchmark])
+def test_rows_without_a_reply_are_one_line(benchmark, asked, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"user": "hello", "label": "a"}\n')
+    with pytest.raises(SystemExit) as stop:
+        timing.command(lambda: benchmark.main([*asked, "--data", str(path)]))
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"error: --data {path}: no row has a reply."
+
+
+def test_the_builder_is_timed_by_its_command(capsys):
+    builder_benchmark.main(["--quick", "--json", "--device", "cpu", "--workers", "1"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 4 and {row["rows"] for row in rows} == {2000}
+    assert all(row["seconds"] > 0 and row["threads"] > 0 for row in rows)
 
 
 def test_cleaning_takes_the_noise_away(corpus_path, examples):

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from prefchat_jax.chat.config import ChatSettings
 from prefchat_jax.cli import flags
+from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import output, table
 from prefchat_jax.cli.device import select_device
 from prefchat_jax.cli.preferred import read_compared, show_preferred
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Flags that say nothing of preferences.
 _OF_ROWS = (
     "device",
+    "compile_cache",
     "min_confidence",
     "tune_ranking",
     "one_of_100",
@@ -52,6 +54,8 @@ class EvaluateFlags:
     """JSONL rows with prompt, chosen and rejected: which reply the run prefers."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where the classifier runs."""
+    compile_cache: bool = True
+    """Keep what was compiled in ~/.cache, for the next command to begin sooner."""
     min_confidence: float | None = None
     """Abstain below it [measured by finetune]."""
     tune_ranking: bool = False
@@ -129,6 +133,7 @@ def _judge(
     given: EvaluateFlags, settings: ChatSettings, records: Records, console: Console
 ) -> "Judgement":
     select_device(given.device)
+    use_compile_cache(given.compile_cache)
     from prefchat_jax.evaluation.run import judge_records
 
     if given.tune_ranking:

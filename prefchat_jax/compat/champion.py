@@ -20,6 +20,7 @@ from prefchat_jax.compat.layers import (
     layer_norm,
     linear,
     namespace,
+    product,
     scaled_residual,
     sigmoid,
     silu,
@@ -105,7 +106,7 @@ def blocks(params: Params, x: Array, mixers: Mixers | None = None) -> Iterator[A
     yield (x := keep_salient(params["salient"], x))
     yield (x := reversible(params["reversible"], x))
     yield (x := expert_attention(params["experts"], x, mixers))
-    yield layer_norm(params["plain"]["norm"], x) @ params["plain"]["kernel"]
+    yield product(layer_norm(params["plain"]["norm"], x), params["plain"]["kernel"])
 
 
 def low_rank_attention(params: Params, x: Array, mixers: Mixers) -> Array:
@@ -160,8 +161,8 @@ def reversible(params: Params, x: Array) -> Array:
     """Each half is moved by a linear map of the other."""
     first, second = namespace(x).split(x, 2, axis=-1)
     f, g = params["f"], params["g"]
-    first = first + layer_norm(f["norm"], second) @ f["kernel"]
-    second = second + layer_norm(g["norm"], first) @ g["kernel"]
+    first = first + product(layer_norm(f["norm"], second), f["kernel"])
+    second = second + product(layer_norm(g["norm"], first), g["kernel"])
     return namespace(x).concatenate([first, second], axis=-1)
 
 
@@ -174,7 +175,7 @@ def expert_attention(params: Params, x: Array, mixers: Mixers) -> Array:
     for number, expert in params["experts"].items():
         # Three products: attention over one step needs the last alone.
         kernels = namespace(x).split(expert["qkv"]["kernel"], 3, axis=-1)
-        query, key, value = (_heads(chunks @ kernel) for kernel in kernels)
+        query, key, value = (_heads(product(chunks, kernel)) for kernel in kernels)
         # [batch, time, chunk, heads, width]: the heads of all chunks at once.
         flat = lambda part: part.reshape(*u.shape[:-1], -1, _HEAD_WIDTH)
         attended = mixers.attend(flat(query), flat(key), flat(value))

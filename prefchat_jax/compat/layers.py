@@ -25,17 +25,18 @@ def namespace(x: Array) -> Any:
 
 def linear(params: Params, x: Array) -> Array:
     """`x kernel`, and the bias where the layer has one."""
-    y = x @ _well_laid(params["kernel"])
+    y = product(x, params["kernel"])
     return y + along(params["bias"], y) if "bias" in params else y
 
 
-def _well_laid(kernel: Array) -> Array:
-    """The kernel as it is; the gradient of one with few columns is then faster."""
-    if isinstance(kernel, np.ndarray) or kernel.shape[-1] > _FEW_COLUMNS:
-        return kernel
+def product(x: Array, kernel: Array) -> Array:
+    """`x kernel`; in JAX by `numerics.product`, with fast gradients of few columns."""
+    if isinstance(kernel, np.ndarray):
+        return x @ kernel
     from prefchat_jax import numerics
 
-    return numerics.few_columns(kernel)
+    few = kernel.shape[-1] <= _FEW_COLUMNS
+    return numerics.product(x, numerics.few_columns(kernel) if few else kernel)
 
 
 def layer_norm(params: Params, x: Array) -> Array:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from prefchat_jax.models.encoders import BagEncoder
 from prefchat_jax.models.heads import GROWING_AXES, Axes, RoutedHead
+from prefchat_jax.models.precision import lowered
 
 # A nested dict of arrays. `Any`, because JAX types its trees loosely.
 Params = Any
@@ -118,6 +119,7 @@ def bucket_logits(
     weights: jax.Array,
     *,
     key: jax.Array | None = None,
+    dtype: str | None = None,
 ) -> jax.Array:
     """Logits `[batch, num_buckets]` of feature bags `[batch, features]`.
 
@@ -127,8 +129,11 @@ def bucket_logits(
       ids: integer feature ids.
       weights: feature weights; 0 for padding.
       key: a random key turns dropout on (training).
+      dtype: what the model computes in; None is as the parameters are. Logits have
+        the dtype of `weights`.
     """
-    return config.logits(params, ids, weights, key=key)
+    low, inputs = lowered(dtype, params, weights)
+    return config.logits(low, ids, inputs, key=key).astype(weights.dtype)
 
 
 def branch_mixture(

@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+<<<<<<< HEAD
 from prefchat_jax.numerics import random_words
+=======
+from prefchat_jax.models.precision import Linear
+>>>>>>> h2
 
 
 class BagEncoder(nnx.Module):
@@ -33,10 +37,8 @@ class BagEncoder(nnx.Module):
         table = 0.1 * jax.random.normal(rngs.params(), (vocabulary, width))
         self.table = nnx.Param(table)
         self.up_norm = nnx.RMSNorm(width, use_scale=False, rngs=rngs)
-        self.up = nnx.Linear(width, hidden, rngs=rngs)
-        self.down = nnx.Linear(
-            hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs
-        )
+        self.up = Linear(width, hidden, rngs=rngs)
+        self.down = Linear(hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.norm = nnx.RMSNorm(width, rngs=rngs)
 
     def __call__(
@@ -51,8 +53,14 @@ class BagEncoder(nnx.Module):
         """The same before the final norm."""
         if key is not None and self.feature_dropout > 0:
             ids, weights = sample_features(key, ids, weights, self.feature_dropout)
-        x = jnp.einsum("bf,bfw->bw", weights, self.table[...][ids])
+        x = bag_sums(self.table[...], ids, weights)
         return x + self.down(nnx.silu(self.up(self.up_norm(x))))
+
+
+def bag_sums(table: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted sums `[batch, width]` of rows; those are cast to the weights' dtype."""
+    rows = table[ids].astype(weights.dtype)
+    return jnp.einsum("bf,bfw->bw", weights, rows, preferred_element_type=table.dtype)
 
 
 def sample_features(

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from prefchat_jax.numerics import few_columns
+from prefchat_jax.models.precision import Linear
+from prefchat_jax.numerics import few_columns, product
 
 
 def mish(x: jax.Array) -> jax.Array:
@@ -53,8 +54,8 @@ class Branch(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.activation = activation
-        self.up = nnx.Linear(width, expansion, use_bias=False, rngs=rngs)
-        self.down = nnx.Linear(
+        self.up = Linear(width, expansion, use_bias=False, rngs=rngs)
+        self.down = Linear(
             expansion,
             num_buckets,
             use_bias=False,
@@ -64,7 +65,7 @@ class Branch(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps vectors `[batch, width]` to logits `[batch, num_buckets]`."""
-        return self.activation(self.up(x)) @ few_columns(self.down.kernel[...])
+        return product(self.activation(self.up(x)), few_columns(self.down.kernel[...]))
 
 
 class RoutedHead(nnx.Module):
@@ -94,7 +95,7 @@ class RoutedHead(nnx.Module):
                 f"A head has at most {len(ACTIVATIONS)} branches, got {len(widths)}."
             )
         small = nnx.initializers.normal(0.01)
-        self.base = nnx.Linear(width, num_buckets, kernel_init=small, rngs=rngs)
+        self.base = Linear(width, num_buckets, kernel_init=small, rngs=rngs)
         self.branches = nnx.List(
             [
                 Branch(width, expansion, num_buckets, activation, rngs=rngs)
@@ -103,7 +104,7 @@ class RoutedHead(nnx.Module):
         )
         self.routers = nnx.List(
             [
-                nnx.Linear(width, stage, kernel_init=nnx.initializers.zeros, rngs=rngs)
+                Linear(width, stage, kernel_init=nnx.initializers.zeros, rngs=rngs)
                 for stage in range(2, len(widths) + 1)
             ]
         )

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from prefchat_jax.models.classifier import Params
-from prefchat_jax.models.encoders import sample_features
+from prefchat_jax.models.encoders import bag_sums, sample_features
+from prefchat_jax.models.precision import Linear, lowered
+from prefchat_jax.numerics import product
 
 TowerName = Literal["context", "response"]
 
@@ -47,10 +49,8 @@ class Tower(nnx.Module):
     """A residual MLP that starts as the identity, between two norms."""
 
     def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        self.up = nnx.Linear(width, hidden, rngs=rngs)
-        self.down = nnx.Linear(
-            hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs
-        )
+        self.up = Linear(width, hidden, rngs=rngs)
+        self.down = Linear(hidden, width, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[batch, width]` sums of embeddings to unit vectors."""
@@ -85,7 +85,7 @@ class ResponseScorer(nnx.Module):
         """Encodes bags `[batch, features]` to vectors; drops with a key."""
         if key is not None and self.feature_dropout > 0:
             ids, weights = sample_features(key, ids, weights, self.feature_dropout)
-        x = jnp.einsum("bf,bfw->bw", weights, self.table[...][ids])
+        x = bag_sums(self.table[...], ids, weights)
         x = (self.context if tower == "context" else self.response)(x)
         if self.worth is None:
             return x
@@ -120,6 +120,7 @@ def encode(
     weights: jax.Array,
     *,
     key: jax.Array | None = None,
+    dtype: str | None = None,
 ) -> jax.Array:
     """Vectors `[batch, d]` of feature bags `[batch, features]`.
 
@@ -133,13 +134,23 @@ def encode(
       ids: embedding rows of the scorer, `Featurizer.scorer_embedded`.
       weights: feature weights; 0 for padding.
       key: a random key turns feature dropout on (training).
+      dtype: what products compute in; None is as the parameters are. Vectors have
+        the dtype of the parameters.
     """
+    params, weights = lowered(dtype, params, weights)
     return nnx.merge(_graphdef(config), params)(tower, ids, weights, key=key)
 
 
-def pair_scores(params: Params, contexts: jax.Array, responses: jax.Array) -> jax.Array:
+def pair_scores(
+    params: Params,
+    contexts: jax.Array,
+    responses: jax.Array,
+    *,
+    dtype: str | None = None,
+) -> jax.Array:
     """Scores `[n, m]` of all pairs of encoded contexts and responses, `[.., d]`."""
-    return jnp.exp(params["log_scale"]) * (contexts @ responses.T)
+    right = responses.T if dtype is None else responses.T.astype(dtype)
+    return jnp.exp(params["log_scale"]) * product(contexts, right)
 
 
 def abstract_scorer(config: ScorerConfig) -> Params:

@@ -33,6 +33,7 @@ OF_PREFERENCES = (
     "weights",
     "device",
     "compile_cache",
+    "compute_dtype",
     "seed",
     "val_split",
     "pref_objective",
@@ -87,6 +88,9 @@ class FinetuneConfig:
     """Besides metrics.jsonl: event files of TensorBoard in the run's folder."""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """Where to train; auto takes what JAX finds first."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products of training steps; all else, and what is validated and
+    saved, is float32."""
     compile_cache: bool = True
     """Keep what was compiled in ~/.cache, for the next command to begin sooner."""
     profile: bool = False
@@ -281,6 +285,10 @@ class FinetuneConfig:
     def corpus_seed(self) -> int:
         """The seed of what becomes of the data before training, by either flag."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    def low_dtype(self) -> str | None:
+        """What training computes in; None where that is as its parameters are."""
+        return None if self.compute_dtype == "float32" else self.compute_dtype
 
     def smoothing(self) -> float:
         """The label smoothing, as asked or by default."""

@@ -43,7 +43,7 @@ _BLOCK = 512  # Pairs that are scored at once.
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["optimizer", "preference", "weight", "length_slope"],
-    meta_fields=["model"],
+    meta_fields=["model", "compute_dtype"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairRecipe:
@@ -57,6 +57,7 @@ class PairRecipe:
       length_slope: what the logarithm of a reply's length adds to its reward while
         training, as in a bias product (https://arxiv.org/abs/1909.03683): what
         length explains, the scorer need not learn.
+      compute_dtype: of the matrix products, by name; None is float32.
     """
 
     model: ScorerConfig
@@ -64,6 +65,7 @@ class PairRecipe:
     preference: Preference
     weight: float = 0.2
     length_slope: float = 0.0
+    compute_dtype: str | None = None
 
 
 class PairRows(NamedTuple):
@@ -138,9 +140,11 @@ def pair_losses(
       `[batch]` losses, `[batch]` metrics by name, and the new state.
     """
     used, numbers = batch >= 0, rows.replies[batch, 0]
-    x, chosen, rejected = _vectors(recipe.model, params, rows, batch, key)
+    x, chosen, rejected = _vectors(
+        recipe.model, params, rows, batch, key=key, dtype=recipe.compute_dtype
+    )
     found = batch_losses(
-        pair_scores(params, x, chosen),
+        pair_scores(params, x, chosen, dtype=recipe.compute_dtype),
         numbers,
         numbers,
         group=losses.softmax,
@@ -261,13 +265,17 @@ def _targets(rows: PairRows, batch: jax.Array) -> Targets:
     )
 
 
-def _vectors(model, params, rows, batch, key=None):
+def _vectors(model, params, rows, batch, *, key=None, dtype=None):
     """Unit vectors `[batch, width]` of contexts, chosen and rejected replies."""
     keys = (None, None) if key is None else jax.random.split(key)
-    pick = lambda bags, numbers: (part[numbers] for part in bags)
-    x = encode(model, params, "context", *pick(rows.contexts, batch), key=keys[0])
+
+    def vectors(tower, bags, numbers, key):
+        picked = (part[numbers] for part in bags)
+        return encode(model, params, tower, *picked, key=key, dtype=dtype)
+
+    x = vectors("context", rows.contexts, batch, keys[0])
     replies = rows.replies[batch].T.ravel()
-    y = encode(model, params, "response", *pick(rows.responses, replies), key=keys[1])
+    y = vectors("response", rows.responses, replies, keys[1])
     return x, y[: len(batch)], y[len(batch) :]
 
 

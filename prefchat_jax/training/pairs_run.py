@@ -231,6 +231,7 @@ def make_pair_recipe(
         ),
         weight=config.pref_weight,
         length_slope=corpus.slope,
+        compute_dtype=config.low_dtype(),
     )
 
 

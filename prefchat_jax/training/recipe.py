@@ -41,6 +41,7 @@ def make_recipe(
             ema_decay=config.ema_decay or None,
             head_only=config.head_only,
         ),
+        compute_dtype=config.low_dtype(),
     )
     loop = LoopConfig(
         epochs=epochs,

@@ -28,7 +28,7 @@ from prefchat_jax.training.optimizers import OptimizerConfig, make_optimizer
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["optimizer"],
-    meta_fields=["model", "group", "link"],
+    meta_fields=["model", "group", "link", "compute_dtype"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScorerRecipe:
@@ -39,12 +39,14 @@ class ScorerRecipe:
       optimizer: its optimizer.
       group: reduces the margins of one row to one loss.
       link: the loss of one margin.
+      compute_dtype: of the matrix products, by name; None is float32.
     """
 
     model: ScorerConfig
     optimizer: OptimizerConfig
     group: losses.Group = losses.softmax
     link: losses.Link = losses.logistic
+    compute_dtype: str | None = None
 
 
 class ScorerRows(NamedTuple):
@@ -164,6 +166,7 @@ def run_scorer_steps(
             "context",
             *(part[batch] for part in rows.contexts),
             key=context_key,
+            dtype=recipe.compute_dtype,
         )
         y = encode(
             recipe.model,
@@ -171,8 +174,9 @@ def run_scorer_steps(
             "response",
             *(part[candidates] for part in rows.responses),
             key=response_key,
+            dtype=recipe.compute_dtype,
         )
-        scores = pair_scores(params, x, y)
+        scores = pair_scores(params, x, y, dtype=recipe.compute_dtype)
         values = batch_losses(
             scores,
             numbers,

@@ -142,6 +142,7 @@ def train_scorer(
             num_steps=steps, warmup_steps=steps // 20, lr=config.scorer_lr
         ),
         group=GROUPS[config.scorer_group_estimator],
+        compute_dtype=config.low_dtype(),
     )
     progress.stage("scorer")
     return fit_scorer(recipe, params, rows, plan, epochs=epochs, progress=progress)

@@ -34,7 +34,7 @@ EVAL_BATCH = 256  # 1024 gather 50 MB, which no cache holds: a third of the spee
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["objective", "optimizer"],
-    meta_fields=["model"],
+    meta_fields=["model", "compute_dtype"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -43,11 +43,19 @@ class Recipe:
     Recipes of one tree structure share one compiled program, and batched ones train
     under `vmap`. All that is no hyper-parameter, and which of those that may be None
     are, is structure.
+
+    Attributes:
+      model: the shape of the classifier.
+      objective: its loss, in float32.
+      optimizer: its optimizer; parameters, state and average are float32.
+      compute_dtype: of the matrix products of a training step, by name; None is
+        float32, as validation is.
     """
 
     model: BucketModel
     objective: Objective
     optimizer: OptimizerConfig
+    compute_dtype: str | None = None
 
 
 class Rows(NamedTuple):
@@ -115,7 +123,12 @@ def run_steps(
         if recipe.optimizer.head_only:
             params = _stop_frozen(params)
         logits = bucket_logits(
-            recipe.model, params, batch.ids, batch.weights, key=dropout_key
+            recipe.model,
+            params,
+            batch.ids,
+            batch.weights,
+            key=dropout_key,
+            dtype=recipe.compute_dtype,
         )
         targets = Targets(batch.labels, batch.ref_logits, batch.sources, where)
         losses, metrics, preference = example_losses(
