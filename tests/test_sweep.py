@@ -201,7 +201,7 @@ def test_runs_that_train_together_stop_each_when_it_is_time(corpus_path, tmp_pat
     assert int(rows[0]["best_epoch"]) > int(rows[1]["best_epoch"]) + 1
     result = alone(rows[1], corpus_path, tmp_path / "alone", lr=0.2, **base)
     assert len(result.fit.history) < 9
-    assert_same(rows[1], result, rtol=1e-4)
+    assert_same(rows[1], result, rtol=1e-3)
 
 
 def test_a_diverged_lane_leaves_its_neighbours_alone(corpus_path, tmp_path):

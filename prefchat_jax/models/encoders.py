@@ -4,11 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-<<<<<<< HEAD
-from prefchat_jax.numerics import random_words
-=======
 from prefchat_jax.models.precision import Linear
->>>>>>> h2
+from prefchat_jax.numerics import random_words
 
 
 class BagEncoder(nnx.Module):
