@@ -178,8 +178,8 @@ def test_training_is_timed(capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     names = [training.SHIPPED, "base", training.HEAD]
     assert [row["variant"] for row in rows] == names and rows[0]["ratio"] == 1
-    flops = [row["mflop"] for row in rows]
-    assert flops[0] > flops[1] > flops[2] > 0  # A smaller model, and less of it.
+    shipped, base, head = (row["mflop"] for row in rows)
+    assert shipped > max(base, head) and min(base, head) > 0  # Less of it is less.
     assert all(row.keys() >= KEYS and row["examples_per_second"] > 0 for row in rows)
 
 

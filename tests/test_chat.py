@@ -165,7 +165,7 @@ def test_a_draw_is_never_refused_where_the_best_reply_is_not(run):
 def test_added_answers_are_found_at_once_and_stay(own_run):
     chat = Chat.load(own_run, settings=NEVER)
     chat.add("do you sell umbrellas", "Yes, at the counter.")
-    reply = chat.reply("are umbrellas sold here")
+    reply = chat.reply("do you sell umbrellas here")
     assert (reply.text, reply.bucket) == ("Yes, at the counter.", None)
     assert Chat.load(own_run).reply("umbrellas").candidates[0].bucket is None
     chat.add("parcel gone", chat.reply("where is my parcel").candidates[0].response)

@@ -149,7 +149,7 @@ def test_thumbs_tune_the_run_that_they_were_given_to(judged, tmp_path, capsys):
     (judged / "feedback.jsonl").write_text(lines[0] * 2 + lines[2])
     assert main(["feedback", "export", str(judged), "--output", str(path)]) == 0
     argv = ["finetune", "--weights", judged, "--preferences", path, "--output", tuned]
-    argv += ["--val_split", "0", "--epochs", "20", "--pref_weight", "5"]
+    argv += ["--val_split", "0", "--epochs", "40", "--pref_weight", "5"]
     assert main([*map(str, argv)]) == 0, capsys.readouterr().err
     with Chat.load(tuned) as chat:
         after = chat.scorer_scores([PARCEL_ASKED] * 2, [REFUND, PARCEL])
