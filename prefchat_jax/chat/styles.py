@@ -13,7 +13,6 @@ is drawn, and no other built-in style shows a text differently because of it.
 
 import dataclasses
 import functools
-import itertools
 import math
 import re
 import threading
@@ -22,6 +21,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from prefchat_jax.chat import cues
+from prefchat_jax.chat.measuring import brevity, colour, orderliness
 from prefchat_jax.chat.showing import framed, plain, shortened, stepwise
 from prefchat_jax.errors import UserError
 
@@ -41,21 +41,6 @@ __all__ = [
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 # Texts that a signal is tried with when its style is registered.
 _PROBES = ("", "Yes.", "First open the app, then press Save.", "Why? " * 500)
-# What is counted begins behind a character that is in no word: that, and then a first
-# letter, is what a search can skip to, and a reply of a thousand letters is read in a
-# third of the time that `\b(first|...` takes. See `_count`.
-_STEPS = re.compile(
-    r"\W(?=[bfinst\d])(?:(?:first|second|third|then|next|finally|because|therefore|since"
-    r"|so that|instead|step)\b|(?<=\s)\d(?=[.)]))",
-    re.IGNORECASE,
-)
-_COLOUR = re.compile(
-    r"\W(?=[aefilpstw])(?:imagine|like|picture|think of|story|as if|perhaps|try"
-    r"|for example|such as|wonder\w*|play\w*|explore\w*)\b",
-    re.IGNORECASE,
-)
-_MARKS = "!?:;"
-_MANY = 4  # Of what is counted: a text with so many suits a style fully.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,23 +71,16 @@ def _no_signal(text: str) -> float:
     return 0.0
 
 
-def _brevity(text: str) -> float:
-    return 1 / (1 + len(text.split()) / 20)
+# How the built-in styles measure many texts at once, by name.
+_MEASURES: dict[str, Callable[[Sequence[str]], np.ndarray]] = {
+    "creative": colour,
+    "concise": brevity,
+    "analyst": orderliness,
+}
 
 
-def _orderliness(text: str) -> float:
-    return _count(_STEPS, text) / _MANY
-
-
-def _colour(text: str) -> float:
-    marks = min(sum(map(text.count, _MARKS)), _MANY)
-    return min(marks + _count(_COLOUR, text), _MANY) / _MANY
-
-
-def _count(pattern: re.Pattern, text: str) -> int:
-    """How often a pattern that begins with a mark matches; `_MANY` for more."""
-    found = pattern.finditer(f" {text}")
-    return sum(1 for _ in itertools.islice(found, _MANY))
+def _signal_of(name: str) -> Callable[[str], float]:
+    return lambda text: float(_MEASURES[name]([text])[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,21 +110,21 @@ BUILT_IN: tuple[Style, ...] = (
         name="creative",
         weights=StyleWeights(style=0.2, novelty=0.6, repeat=0.35, diversity=0.5),
         cues=cues.CREATIVE,
-        signal=_colour,
+        signal=_signal_of("creative"),
         show=framed,
     ),
     Style(
         name="concise",
         weights=StyleWeights(style=0.3, novelty=0.1),
         cues=cues.CONCISE,
-        signal=_brevity,
+        signal=_signal_of("concise"),
         show=shortened,
     ),
     Style(
         name="analyst",
         weights=StyleWeights(style=0.2, novelty=0.1),
         cues=cues.ANALYST,
-        signal=_orderliness,
+        signal=_signal_of("analyst"),
         show=stepwise,
     ),
 )
@@ -236,7 +214,8 @@ def signals(texts: Sequence[str], style: Style | str) -> np.ndarray:
     """
     style = get_style(style) if isinstance(style, str) else style
     if style in BUILT_IN:
-        return np.fromiter(map(style.signal, texts), np.float32, len(texts))
+        measure = _MEASURES.get(style.name)
+        return measure(texts) if measure else np.zeros(len(texts), np.float32)
     values = (_signal(style.signal, style.name, text) for text in texts)
     return np.fromiter(values, np.float32, len(texts))
 
