@@ -168,7 +168,8 @@ def build_store(
     """Writes a new store with these rows, all or nothing."""
     with SqliteStore.build(path, fingerprint=inference.fingerprint) as store:
         add_examples(store, inference, rows)
-    finish_store(path, inference)
+    with open_store(path, inference) as store:
+        save_segment(store, inference.featurizer.config.bits)
 
 
 def add_examples(

@@ -149,6 +149,28 @@ def test_bulk_and_single_adds_store_the_same(store, tmp_path, rng):
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_a_bulk_build_leaves_no_holes_and_nothing_to_optimise(tmp_path, rng):
+    path = tmp_path / "b.db"
+    word = lambda: f"w{int(rng.pareto(0.3)) % 50_000}"
+    texts = [" ".join(word() for _ in range(300)) for _ in range(600)]
+    with SqliteStore.build(path, fingerprint="f") as built:
+        built.add(answers([(f"often {i}", text) for i, text in enumerate(texts)]))
+    before = path.read_bytes()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA freelist_count").fetchone() == (0,)
+        usual = "SELECT v FROM {}_text_config WHERE k = 'hashsize'"
+        for table in ("questions", "responses"):  # Of a chat that adds an answer.
+            assert db.execute(usual.format(table)).fetchone() == (1 << 20,)
+            (parts,) = db.execute(
+                f"SELECT count(DISTINCT segid) FROM {table}_text_idx"
+            ).fetchone()
+            assert parts == 1
+    with reopened(path) as store:
+        store.optimize()
+        store.check()
+    assert len(path.read_bytes()) == len(before)
+
+
 def test_deleted_entries_are_gone_and_take_unused_responses_along(store):
     before = store.version()
     assert store.delete([2, 3, 3, 77, 2**80, -1]) == 2

@@ -78,6 +78,14 @@ def test_indexes_beside_one_another_share_their_rarity(left, right):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_texts_are_indexed_alike_in_blocks_of_any_size(monkeypatch):
+    texts = [f"pay {i % 3} fee {'late ' * (i % 4)}\u65e5\u672c {i}" for i in range(50)]
+    whole = WordIndex.build(texts)
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    for one, other in zip(whole, WordIndex.build(texts), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_given_mean_length_is_the_usual_one():
     usual = WordIndex.build(["fee", "pay the late fee"])
     alone = WordIndex.build(["pay the late fee"], usual.mean_length)

@@ -6,7 +6,7 @@ import numpy as np
 
 from prefchat_jax.chat.store import Answers
 from prefchat_jax.inference import Inference
-from prefchat_jax.text.dialogue import Context, Turn
+from prefchat_jax.text.dialogue import Context
 from prefchat_jax.text.packed import encode, sketch
 
 
@@ -28,7 +28,7 @@ def as_answers(
     bits = featurizer.config.bits
     # Replies repeat: each distinct one is featurised once.
     distinct = {text: i for i, text in enumerate(dict.fromkeys(responses))}
-    bags = featurizer([(Turn("assistant", text),) for text in distinct])
+    bags = featurizer.texts(distinct)
     features = encode(sketch(bags), bits)
     vectors = np.zeros((len(distinct), 0), np.float16)
     if inference.scorer is not None:

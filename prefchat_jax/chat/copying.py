@@ -10,7 +10,6 @@ from prefchat_jax.chat.damage import one_line
 from prefchat_jax.chat.schema import read_meta
 from prefchat_jax.chat.sqlite_store import SqliteStore
 from prefchat_jax.inference import Inference
-from prefchat_jax.text.dialogue import Turn
 
 _BLOCK = 4_096  # Responses that are encoded at once.
 
@@ -60,8 +59,8 @@ def _encode_responses(db: sqlite3.Connection, inference: Inference) -> None:
     texts = db.execute("SELECT id, text FROM responses ORDER BY id").fetchall()
     for start in range(0, len(texts), _BLOCK):
         block = texts[start : start + _BLOCK]
-        contexts = [(Turn("assistant", text),) for _, text in block]
-        vectors = inference.encode_responses(inference.featurizer(contexts))
+        bags = inference.featurizer.texts(text for _, text in block)
+        vectors = inference.encode_responses(bags)
         blobs = [vector.tobytes() for vector in vectors.astype("<f2")]
         ids = (number for number, _ in block)
         db.executemany(

@@ -103,7 +103,7 @@ class Reader:
 
     def responses(self, texts: Sequence[str]) -> tuple[Bags, np.ndarray]:
         """Sketches of responses, and their vectors, float32 `[n, d]`."""
-        bags = self._featurizer([(Turn("assistant", text),) for text in texts])
+        bags = self._featurizer.texts(texts)
         if self._inference.scorer is None:
             return sketch(bags), np.zeros((len(texts), 0), np.float32)
         return sketch(bags), self._inference.encode_responses(bags)

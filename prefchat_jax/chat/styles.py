@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from prefchat_jax.chat import cues
+from prefchat_jax.chat.measuring import brevity, colour, orderliness
 from prefchat_jax.chat.showing import framed, plain, shortened, stepwise
 from prefchat_jax.errors import UserError
 
@@ -40,16 +41,6 @@ __all__ = [
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 # Texts that a signal is tried with when its style is registered.
 _PROBES = ("", "Yes.", "First open the app, then press Save.", "Why? " * 500)
-_STEPS = re.compile(
-    r"\b(first|second|third|then|next|finally|because|therefore|since|so that|instead"
-    r"|step)\b|(^|\s)\d[.)]",
-    re.IGNORECASE,
-)
-_COLOUR = re.compile(
-    r"\b(imagine|like|picture|think of|story|as if|perhaps|try|for example|such as"
-    r"|wonder\w*|play\w*|explore\w*)\b|[!?:;]",
-    re.IGNORECASE,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,16 +71,16 @@ def _no_signal(text: str) -> float:
     return 0.0
 
 
-def _brevity(text: str) -> float:
-    return 1 / (1 + len(text.split()) / 20)
+# How the built-in styles measure many texts at once, by name.
+_MEASURES: dict[str, Callable[[Sequence[str]], np.ndarray]] = {
+    "creative": colour,
+    "concise": brevity,
+    "analyst": orderliness,
+}
 
 
-def _orderliness(text: str) -> float:
-    return min(len(_STEPS.findall(text)) / 4, 1.0)
-
-
-def _colour(text: str) -> float:
-    return min(len(_COLOUR.findall(text)) / 4, 1.0)
+def _signal_of(name: str) -> Callable[[str], float]:
+    return lambda text: float(_MEASURES[name]([text])[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,21 +110,21 @@ BUILT_IN: tuple[Style, ...] = (
         name="creative",
         weights=StyleWeights(style=0.2, novelty=0.6, repeat=0.35, diversity=0.5),
         cues=cues.CREATIVE,
-        signal=_colour,
+        signal=_signal_of("creative"),
         show=framed,
     ),
     Style(
         name="concise",
         weights=StyleWeights(style=0.3, novelty=0.1),
         cues=cues.CONCISE,
-        signal=_brevity,
+        signal=_signal_of("concise"),
         show=shortened,
     ),
     Style(
         name="analyst",
         weights=StyleWeights(style=0.2, novelty=0.1),
         cues=cues.ANALYST,
-        signal=_orderliness,
+        signal=_signal_of("analyst"),
         show=stepwise,
     ),
 )
@@ -223,7 +214,8 @@ def signals(texts: Sequence[str], style: Style | str) -> np.ndarray:
     """
     style = get_style(style) if isinstance(style, str) else style
     if style in BUILT_IN:
-        return np.fromiter(map(style.signal, texts), np.float32, len(texts))
+        measure = _MEASURES.get(style.name)
+        return measure(texts) if measure else np.zeros(len(texts), np.float32)
     values = (_signal(style.signal, style.name, text) for text in texts)
     return np.fromiter(values, np.float32, len(texts))
 

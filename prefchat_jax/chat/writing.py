@@ -131,7 +131,8 @@ def _insert_responses(
     db: sqlite3.Connection, answers: Answers, keys: Keys
 ) -> dict[bytes, int]:
     """Stores the responses that are new; returns the ids of all by key."""
-    vectors = np.ascontiguousarray(answers.response_vectors, "<f2")
+    vectors = np.asarray(answers.response_vectors, "<f2")
+    data, width = vectors.tobytes(), vectors.itemsize * vectors.shape[1]
     distinct = {key: row for row, key in enumerate(keys.responses)}
     db.executemany(
         "INSERT OR IGNORE INTO responses (text, key, features, vector) "
@@ -141,7 +142,7 @@ def _insert_responses(
                 answers.responses[row],
                 key,
                 answers.response_features[row],
-                vectors[row].tobytes(),
+                data[row * width : (row + 1) * width],
             )
             for key, row in distinct.items()
         ),

@@ -5,19 +5,21 @@ al., https://arxiv.org/abs/0902.2206).
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from prefchat_jax.text import tfidf
 from prefchat_jax.text.bags import Bags, by_row
-from prefchat_jax.text.dialogue import Context, Turn, TurnWeights, weighted_turns
+from prefchat_jax.text.dialogue import Context, TurnWeights, weighted_turns
 from prefchat_jax.text.ngrams import key_type, ngram_keys
 from prefchat_jax.text.packed import PackedBags, trim
 
 HASH_VERSION = 1  # Raise it when the same text would get other ids.
 
+_Item = TypeVar("_Item", str, Context)
+_Weigh = Callable[[Sequence[_Item]], tuple[np.ndarray, np.ndarray]]
 _BLOCK = tfidf.MAX_TEXTS  # Hashed at once: keeps the buffers inside the cache.
 
 
@@ -122,14 +124,7 @@ class Featurizer:
 
     def __call__(self, contexts: Sequence[Context]) -> Bags:
         """Featurises `contexts` (each a sequence of turns, oldest first)."""
-        shape = (len(contexts), self.config.max_features)
-        bags = Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-        for number, block in enumerate(_blocks(contexts)):
-            keys, weights = self._block(block)
-            rows = slice(number * _BLOCK, number * _BLOCK + len(block))
-            out = (part[rows] for part in bags)
-            tfidf.heaviest_first(keys, weights, self.config.bits, *out)
-        return bags
+        return self._laid_out(contexts, self._block)
 
     def packed(self, contexts: Sequence[Context]) -> PackedBags:
         """All features without padding, ids ascending: rows of a sparse matrix.
@@ -147,8 +142,8 @@ class Featurizer:
         return PackedBags.concatenate(parts)
 
     def texts(self, texts: Iterable[str]) -> Bags:
-        """Featurises single texts, such as responses or stored questions."""
-        return self([(Turn("user", text),) for text in texts])
+        """Featurises single texts, such as responses, as contexts of one turn."""
+        return self._laid_out(list(texts), self._texts)
 
     def classified(self, bags: Bags, contexts: Sequence[Context] = ()) -> Bags:
         """What the bucket classifier reads of contexts: their bags by embedding row.
@@ -195,14 +190,32 @@ class Featurizer:
         counts = counts + _document_counts(list(dict.fromkeys(responses)), self.config)
         return dataclasses.replace(self, scorer_rows=_numbered(counts, self.config))
 
+    def _laid_out(self, items: Sequence[_Item], weigh: _Weigh[_Item]) -> Bags:
+        """Padded bags of texts or contexts, of which `weigh` reads a block."""
+        shape = (len(items), self.config.max_features)
+        bags = Bags(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+        for number, block in enumerate(_blocks(items)):
+            keys, weights = weigh(block)
+            rows = slice(number * _BLOCK, number * _BLOCK + len(block))
+            out = (part[rows] for part in bags)
+            tfidf.heaviest_first(keys, weights, self.config.bits, *out)
+        return bags
+
     def _block(self, contexts: Sequence[Context]) -> tuple[np.ndarray, np.ndarray]:
         """Ascending keys of the features of up to `_BLOCK` contexts, and weights."""
-        config = self.config
         if all(len(context) == 1 for context in contexts):
-            keys, counts = _counted(_questions(contexts), config)
-            frequencies = tfidf.sublinear(counts)
-        else:
-            keys, frequencies = _blended(contexts, config)
+            return self._texts(_questions(contexts))
+        return self._weighed(*_blended(contexts, self.config))
+
+    def _texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same of single texts."""
+        keys, counts = _counted(texts, self.config)
+        return self._weighed(keys, tfidf.sublinear(counts))
+
+    def _weighed(
+        self, keys: np.ndarray, frequencies: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        config = self.config
         weights = tfidf.weigh(
             keys, frequencies, self.idf, config.bits, config.word_share
         )

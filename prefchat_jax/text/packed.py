@@ -144,8 +144,13 @@ def encode(bags: Bags, bits: int) -> list[bytes]:
     pairs = np.zeros(bags.ids.shape, pair_type(bits))
     pairs["id"], pairs["weight"] = bags.ids, bags.weights
     lengths = np.count_nonzero(bags.weights > 0, axis=1)
-    # The heaviest features come first, so that the padding is at the end.
-    return [row[:length].tobytes() for row, length in zip(pairs, lengths, strict=True)]
+    # The heaviest features come first, so that the padding is at the end. Slices of
+    # bytes take a third of the time of slices of arrays.
+    data = pairs.tobytes()
+    starts = np.arange(len(pairs)) * pairs[:1].nbytes
+    ends = starts + lengths * pairs.itemsize
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    return [data[start:end] for start, end in spans]
 
 
 def dense(ids: np.ndarray, weights: np.ndarray, bits: int) -> np.ndarray:

@@ -18,7 +18,7 @@ _COMMON = 0.1  # Share of the texts from which on a word is skipped, if it
 _LONG = 10_000  # is in so many texts that its list takes time.
 _ALWAYS = 2  # The rarest words of a query count, however common they are.
 _WORDS = 64  # Words of a query that count, the rarest first.
-_BLOCK = 20_000  # Texts whose words are found at once.
+_BLOCK = 1024  # Texts whose words are found at once: inside the cache.
 
 
 class WordQuery(NamedTuple):
