@@ -18,7 +18,7 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_scorer
-from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.config import OF_PREFERENCE_LOSS, FinetuneConfig
 
 SEED_FINETUNE = (
     "--data corpus.jsonl --weights RUN_OR_FILE --model_size large --train_all "
@@ -252,6 +252,11 @@ def test_preference_flags_that_would_be_ignored_are_errors():
         ({"pref_noise": "re_po", "pref_noise_rate": 0.6}, "pref_noise_rate 0.6"),
         ({"adaptive_pref_weighting": True, "pref_noise": "re_po"}, "give one"),
         ({"pref_noise": "re_po", "pref_weight": 0.0}, "needs --pref_weight"),
+        ({"pref_weight": 0.0, "pref_beta": 3.0}, "pref_beta 3.0 needs --pref_weight"),
+        (
+            {"pref_weight": 0.0, "approximate_negatives": True},
+            "--approximate_negatives needs --pref_weight above 0",
+        ),
         ({"pref_objective": "simpo", "pref_margin": math.inf}, "pref_margin inf"),
         (
             {
@@ -276,6 +281,13 @@ def test_preference_flags_that_would_be_ignored_are_errors():
     ):
         with pytest.raises(UserError, match=message):
             config(**wrong)
+    for name in OF_PREFERENCE_LOSS:
+        if name in CHANGES:
+            with pytest.raises(UserError, match=f"{name}|pref_noise"):
+                config(**{name: CHANGES[name], "pref_weight": 0.0})
+    # Epochs over pairs are compared by the loss, also where it has no weight.
+    pairs = {"preferences": "c", "weights": "d", "pref_objective": "dpo"}
+    assert config(pref_weight=0.0, **pairs).pref_objective == "dpo"
     assert config(adaptive_pref_weighting=True).noise() == "confidence"
     assert config(pref_noise="smoothing", pref_noise_rate=0.2).noise() == "smoothing"
 

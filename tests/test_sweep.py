@@ -124,6 +124,16 @@ def test_every_float_of_a_recipe_sweeps_in_one_program(corpus_path, tmp_path):
     assert programs and all("program 1 of 1" in text for text in programs)
 
 
+def test_no_weight_is_one_setting_whatever_its_loss_were(corpus_path, tmp_path):
+    grid = ("pref_weight=0,1", "pref_beta=1,3", "pref_noise=none,re_po")
+    config = sweeping(corpus_path, tmp_path / "s", grid=grid, seeds=2)
+    told = [(c.pref_weight, c.pref_beta, c.pref_noise, c.seed) for c in config.runs()]
+    assert told[:2] == [(0.0, None, "none", 0), (0.0, None, "none", 1)]
+    assert len(told) == 2 * (1 + 2 * 2)
+    with pytest.raises(UserError, match="--pref_beta 1.0 needs --pref_weight"):
+        list(dataclasses.replace(config, grid=grid[1:], pref_weight=0.0).runs())
+
+
 def test_what_is_no_number_is_another_program(corpus_path, tmp_path):
     told = Told()
     config = dataclasses.replace(

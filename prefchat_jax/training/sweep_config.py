@@ -8,7 +8,12 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from prefchat_jax.errors import UserError
-from prefchat_jax.training.config import FinetuneConfig, GroupName, is_checkpoint
+from prefchat_jax.training.config import (
+    OF_PREFERENCE_LOSS,
+    FinetuneConfig,
+    GroupName,
+    is_checkpoint,
+)
 
 # Runs of a sweep share one corpus, and leave figures: no scorer, no store.
 _OF_THE_CORPUS = {
@@ -39,6 +44,8 @@ _OF_A_DIRECTORY = {
     "scorer_group_estimator",
     "scorer_hard_negatives",
 }
+# Of runs that vary the weight of the preference loss: its settings where that is 0.
+_NO_PREFERENCE = {name: getattr(FinetuneConfig, name) for name in OF_PREFERENCE_LOSS}
 # What tells one run of a sweep from another, seeds included: the columns of its rows.
 RUN_FIELDS = tuple(
     field.name
@@ -108,18 +115,27 @@ class SweepConfig(FinetuneConfig):
     def runs(self) -> Iterator[FinetuneConfig]:
         """The settings of every run, seeds innermost.
 
+        Where `pref_weight` varies, its 0 is one setting: there the others of the
+        preference loss, which would change nothing, stay as they are by default.
+
         Raises:
           UserError: settings that do not go together.
         """
         names = [field.name for field in dataclasses.fields(FinetuneConfig)]
         plain = {name: getattr(self, name) for name in names}
         plain |= {"data_seed": self.corpus_seed(), "scorer_epochs": 0}
-        axes = self.axes()
+        axes, done = self.axes(), set()
         for values in itertools.product(*axes.values()):
             changes = dict(zip(axes, values, strict=True))
+            settings = plain | changes
+            if changes.get("pref_weight") == 0:
+                settings |= _NO_PREFERENCE
+            if (key := tuple(settings.values())) in done:
+                continue
+            done.add(key)
             for seed in range(self.seed, self.seed + self.seeds):
                 try:
-                    yield FinetuneConfig(**(plain | changes | {"seed": seed}))
+                    yield FinetuneConfig(**(settings | {"seed": seed}))
                 except UserError as error:
                     which = " ".join(f"{k}={v}" for k, v in changes.items())
                     raise UserError(f"--grid, at {which}: {error}") from None
