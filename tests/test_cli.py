@@ -87,6 +87,20 @@ def test_hyphens_are_underscores():
     assert config.pref_group_size == 7 and config.train_all
 
 
+def test_no_file_of_rows_replaces_another(tmp_path):
+    twice = ["--output", "o", "--data", "a.jsonl", "--data=b.jsonl"]
+    with pytest.raises(UserError, match=r"a\.jsonl and --data b\.jsonl: give .*manif"):
+        _parse(FinetuneConfig, twice)
+    twice = ["--output", "o", "--preferences", "a", "--preferences", "b"]
+    with pytest.raises(UserError, match="--preferences b: give it once"):
+        _parse(FinetuneConfig, twice)
+    # What else is given twice is overridden, and so is a file of --config.
+    (tmp_path / "c.yaml").write_text("data: a\noutput: o\nepochs: 1\n")
+    argv = ["--config", str(tmp_path / "c.yaml"), "--data", "b"]
+    config = _parse(FinetuneConfig, [*argv, "--epochs", "2", "--epochs", "3"])
+    assert (config.data, config.epochs) == ("b", 3)
+
+
 def test_a_yaml_file_is_overridden_by_flags(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("data: a\noutput: b\nepochs: 3\ntrain-all: true\nmeta: null\n")
@@ -426,13 +440,14 @@ def test_finetune_evaluate_and_chat_work_together(
     argv = ["finetune", "--data", str(corpus_path), "--output", output]
     argv += ["--meta", meta, "--epochs", "5", "--model_size", "base", "--device", "cpu"]
     argv += ["--warmup_steps", "999", "--pref_group_size", "9", "--lr", "0.02"]
-    argv += ["--approximate_negatives"]
+    argv += ["--approximate_negatives", "--num_buckets", "7"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "epoch  5" in out and "best epoch" in out and output in out
     assert re.search(r"--warmup_steps 999 cut to \d+: the run has \d+ steps", out)
     assert "--pref_group_size 9 cut to 3" in out
     assert "--approximate_negatives changes nothing: 4 buckets are too few" in out
+    assert "--num_buckets 7 changes nothing: the rows have 4 labels" in out
     assert "chat would refuse 0% of 4 answered validation rows" in out
     assert "so few rows say little" in out and "hardly anything" not in out
     assert json.loads((tmp_path / "meta.json").read_text())["labels"][0]["label"]

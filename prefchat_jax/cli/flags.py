@@ -53,6 +53,7 @@ def parse(
             raise UserError(f"{argv[0]} and --{first}: both name it: give one.")
         argv = [f"--{first}", *argv]
     path, from_file, argv = _config_flags(config, list(argv))
+    _check_files(config, argv)
     try:
         made = _parse(config, f"{program} {command}", [*from_file, *argv])
         _check_texts(made)
@@ -222,6 +223,21 @@ def _wanted(kinds: Sequence[Any]) -> str:
     if get_origin(kinds[0]) is Literal:
         return f"use one of {', '.join(map(str, get_args(kinds[0])))}"
     return "give a whole number" if kinds[0] is int else "give a number"
+
+
+def _check_files(config: type, argv: Sequence[str]) -> None:
+    """Raises `UserError` where a second file would silently replace the first.
+
+    Of other flags the last value holds, as everywhere; of corpora none may be lost.
+    """
+    for flag in ("data", "preferences"):
+        files = [" ".join(values) for name, values in _given(argv) if name == flag]
+        if len(files) > 1 and flag not in _repeated(config):
+            listed = flag == "data" and hasattr(config, "data_manifest")
+            raise UserError(
+                f"--{flag} {files[0]} and --{flag} {files[1]}: give it once"
+                + (", or list the files in a --data_manifest." if listed else ".")
+            )
 
 
 def _check_texts(made: Any) -> None:
