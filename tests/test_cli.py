@@ -108,7 +108,7 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
     assert (config.data, config.epochs, config.train_all) == ("a", 5, True)
     assert not _parse(FinetuneConfig, [f"--config={path}", "--no_train_all"]).train_all
     path.write_text("epoch: 3\n")
-    with pytest.raises(UserError, match=r"run\.yaml: no flag 'epoch'"):
+    with pytest.raises(UserError, match=r"run\.yaml:1: no flag 'epoch'"):
         _parse(FinetuneConfig, ["--config", str(path)])
 
 
@@ -120,10 +120,15 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
         ("", ["--pref-beta", "ten"], "--pref_beta ten: give a number."),
         ("", ["--pref_noise", "no"], "--pref_noise no: use one of none, confidence"),
         ("", ["--epochs"], "--epochs needs a value."),
-        ("epochs: ten", [], "run.yaml: --epochs ten: give a whole number."),
-        ("epochs: 0", [], "run.yaml: --epochs 0: must be at least 1."),
+        ("epochs: ten", [], "run.yaml:1: --epochs ten: give a whole number."),
+        ("epochs: 0", [], "run.yaml:1: --epochs 0: must be at least 1."),
+        ("output: b\ntrain-all: maybe", [], "run.yaml:2: --train_all maybe: say --tr"),
+        ("resume: 1", [], "run.yaml:1: --resume 1: say --resume or --no_resume, in a "),
+        ('{"val": "a",\n "resume": "no"}', [], "run.yaml:2: --resume no: say --resume"),
+        ("lr: [0.1, 0.2]", [], "run.yaml:1: --lr 0.1 0.2: give one value."),
+        ("", ["--no_train_all", "x"], "--no_train_all x: say --train_all or --no_"),
         ("epochs: 0", ["--epochs", "x"], "--epochs x: give a whole number."),
-        ("meta: ''", [], "run.yaml: --meta is empty"),
+        ("meta: ''", [], "run.yaml:1: --meta is empty"),
     ],
 )
 def test_a_value_that_cannot_be_read(text, argv, message, tmp_path, monkeypatch):
