@@ -514,6 +514,7 @@ def test_a_run_may_come_first(
 ):
     """`prefchat chat RUN` is `prefchat chat --weights RUN`."""
     words = {"corpus": corpus_path, "folder": tmp_path}
+    (tmp_path / "m.npz").touch()  # Replaced both times.
     name, *rest = (word.format(**words) for word in command)
     said = []
     for run in ([str(own_run)], ["--weights", str(own_run)]):

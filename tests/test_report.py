@@ -169,10 +169,12 @@ def test_a_page_of_one_run_says_what_its_files_say(own_run, capsys, drawn):
     assert {"Data", "Parameters"} <= set(page.headings)
 
 
-def test_the_same_run_has_the_same_page(own_run):
+def test_the_same_run_has_the_same_page(own_run, capsys):
     report(own_run)
     before = (own_run / "report.html").read_bytes()
+    assert "report.html\n" in capsys.readouterr().out
     report(own_run)
+    assert "report.html (replaced)\n" in capsys.readouterr().out
     assert (own_run / "report.html").read_bytes() == before
 
 
