@@ -324,7 +324,8 @@ def test_the_command_prints_a_table_and_writes_every_setting(
     argv += ["--model_size", "base", "--val_split", "0.2", "--batch_size", "8"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "4 runs in" in out and "+-" in out and "program 1 of 1: 4 runs" in out
+    assert "mean +- standard deviation over seeds" in " ".join(out.split())
+    assert "4 runs in" in out and "program 1 of 1: 4 runs" in out
     assert out.index("0.03") < out.index("0.0001 ")  # The better one first.
     with (tmp_path / "s" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

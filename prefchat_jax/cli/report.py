@@ -121,6 +121,6 @@ def _show(runs: Sequence[Told], rows: Sequence[Row], console: Console) -> None:
         ]
         columns = [*names, *(SHOWN[name] for name in _PRINTED), "runs", "diverged"]
         title = (
-            f"the best of {len(ranked):,} settings: mean +- 95 % interval over seeds"
+            f"the best of {len(ranked):,} settings: mean +- half of its 95 % interval"
         )
         console.print(table(title, columns, cells, text_columns=len(names)))
