@@ -28,21 +28,24 @@ _OF_THE_CORPUS = {
     "val_split",
     "learn_from_responses",
 }
+# Flags that a sweep cannot take, and what it does instead.
+_NO_SCORER = "trains no response scorer"
+_CLASSIFIERS = "compares classifiers; `prefchat finetune` tunes a scorer on pairs"
 _OF_A_DIRECTORY = {
-    "meta",
-    "weights_meta",
-    "resume",
-    "profile",
-    "report_to",
-    "preferences",
-    "length_control",
-    "max_candidates_per_bucket",
-    "scorer_epochs",
-    "scorer_width",
-    "scorer_batch_size",
-    "scorer_lr",
-    "scorer_group_estimator",
-    "scorer_hard_negatives",
+    "meta": "writes its figures to results.csv in --output",
+    "weights_meta": "starts from a run: `prefchat import_torch` makes one of a .pth",
+    "resume": "goes on by itself when the command is repeated",
+    "profile": "traces nothing; `prefchat finetune` traces one run",
+    "report_to": "logs no epochs; `prefchat report` draws its results.csv",
+    "preferences": _CLASSIFIERS,
+    "length_control": _CLASSIFIERS,
+    "max_candidates_per_bucket": "keeps no run to chat with",
+    "scorer_epochs": _NO_SCORER,
+    "scorer_width": _NO_SCORER,
+    "scorer_batch_size": _NO_SCORER,
+    "scorer_lr": _NO_SCORER,
+    "scorer_group_estimator": _NO_SCORER,
+    "scorer_hard_negatives": _NO_SCORER,
 }
 # Of runs that vary the weight of the preference loss: its settings where that is 0.
 _NO_PREFERENCE = {name: getattr(FinetuneConfig, name) for name in OF_PREFERENCE_LOSS}
@@ -50,7 +53,7 @@ _NO_PREFERENCE = {name: getattr(FinetuneConfig, name) for name in OF_PREFERENCE_
 RUN_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(FinetuneConfig)
-    if field.name not in _OF_A_DIRECTORY | {"output", "device", "compile_cache"}
+    if field.name not in {*_OF_A_DIRECTORY, "output", "device", "compile_cache"}
 )
 
 
@@ -71,13 +74,10 @@ class SweepConfig(FinetuneConfig):
     """Runs that train together [as many as this device is fastest with]."""
 
     def __post_init__(self):
-        super().__post_init__()
-        for name in sorted(_OF_A_DIRECTORY):
+        for name, instead in _OF_A_DIRECTORY.items():
             if getattr(self, name) != getattr(FinetuneConfig, name):
-                raise UserError(
-                    f"--{name}: a sweep compares classifiers, goes on by itself, and "
-                    "keeps no run to chat with: drop it."
-                )
+                raise UserError(f"--{name}: a sweep {instead}: leave it out.")
+        super().__post_init__()
         if is_checkpoint(self.weights):
             raise UserError(
                 f"--weights {self.weights}: `prefchat import_torch` makes a run of it, "
@@ -157,6 +157,8 @@ def _axis(text: str) -> tuple[str, list[Any]]:
         raise UserError(f"--grid {text}: use --seeds.")
     if name in _OF_THE_CORPUS:
         raise UserError(f"--grid {text}: runs of a sweep share one corpus.")
+    if name in _OF_A_DIRECTORY:
+        raise UserError(f"--grid {text}: a sweep {_OF_A_DIRECTORY[name]}.")
     if name not in free:
         raise UserError(f"--grid {text}: no such setting: use one of {' '.join(free)}.")
     hint, values = get_type_hints(FinetuneConfig)[name], []
