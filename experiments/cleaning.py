@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from experiments.errors import one_line_errors
 from prefchat_jax.building.build import build
 from prefchat_jax.building.config import BuildConfig
 from prefchat_jax.building.describe import chat_row
@@ -205,6 +206,7 @@ def _probabilities(run: str, contexts: Sequence[Context]) -> np.ndarray:
     return odds / odds.sum(axis=1, keepdims=True)
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table, or JSON lines with `--json`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -217,10 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="JSON lines, no table")
     args = vars(parser.parse_args(argv))
     as_json = args.pop("json")
-    try:
-        rows = run(Config(**args))
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+    rows = run(Config(**args))
     if as_json:
         for row in rows:
             print(json.dumps(row))  # noqa: T201

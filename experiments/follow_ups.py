@@ -20,10 +20,12 @@ import argparse
 import json
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
 
+from experiments.errors import one_line_errors
 from prefchat_jax import Chat
 from prefchat_jax.chat.memory import Memory
 from prefchat_jax.cli.console import table
@@ -128,13 +130,14 @@ def _follow_ups(chat: Chat) -> tuple[float, float]:
     return counts[0], counts[1]
 
 
-def main() -> None:
+@one_line_errors()
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints one line with the rule and one without."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the order of rows")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     rows = read_records([given.data]).examples
     rows = [rows[i] for i in np.random.default_rng(given.seed).permutation(len(rows))]
     shown = []

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from experiments.errors import one_line_errors
 from prefchat_jax.cli.console import table
 from prefchat_jax.datasets.labels import Buckets
 from prefchat_jax.datasets.records import read_records
@@ -43,8 +44,10 @@ def svm_predictions(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """What the linear SVM says on val, and the right labels.
 
     Raises:
-      UserError: scikit-learn is missing.
+      UserError: a file cannot be read, or scikit-learn is missing.
     """
+    train = read_records([folder / "train.jsonl"]).examples
+    val = read_records([folder / "val.jsonl"]).examples
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.pipeline import make_pipeline, make_union
@@ -54,8 +57,6 @@ def svm_predictions(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
             "the linear SVM needs scikit-learn: pip install "
             "'prefchat-jax[experiments]'."
         ) from error
-    train = read_records([folder / "train.jsonl"]).examples
-    val = read_records([folder / "val.jsonl"]).examples
     features = make_union(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True),
@@ -125,6 +126,7 @@ def run(folder: pathlib.Path, sizes: Sequence[str], seeds: int) -> list[dict]:
     return rows
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, required=True)

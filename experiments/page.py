@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
+from experiments.errors import one_line_errors
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.compile_cache import use_compile_cache
 from prefchat_jax.cli.console import TrainingProgress, table
-from prefchat_jax.errors import UserError
 from prefchat_jax.files import write_aside
 from prefchat_jax.reporting import charts
 from prefchat_jax.reporting.report import markdown
@@ -81,14 +81,11 @@ class Experiment(NamedTuple):
         console = Console(width=None if sys.stdout.isatty() else 140)
         argv = sys.argv[1:] if argv is None else argv
         use_compile_cache(True)
-        try:
+        with one_line_errors():
             config = flags.parse(
                 self.config, f"experiments.{self.name}", argv, program=_PROGRAM
             )
             result = self.answer(config)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
         for one in self.tables(result):
             console.print(table(*one))
         console.print(f"{result['seconds']:.0f} s", highlight=False)

@@ -73,6 +73,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from experiments.errors import one_line_errors
 from prefchat_jax.cli.console import table
 from prefchat_jax.datasets.preferences import PreferencePair
 from prefchat_jax.datasets.records import read_pairs
@@ -275,6 +276,7 @@ def shown(rows: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)

@@ -27,6 +27,7 @@ from experiments import (
     length_bias,
     sequence_preferences,
 )
+from experiments.errors import one_line_errors
 from experiments.page import Experiment
 from prefchat_jax.cli import flags
 from prefchat_jax.cli.compile_cache import use_compile_cache
@@ -113,11 +114,8 @@ def _below(root: str, paths: str | tuple[str, ...]) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     use_compile_cache(True)
-    try:
+    with one_line_errors():
         run(flags.parse(Config, "experiments.results", argv, program="python -m"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pathlib
 import tempfile
 from collections.abc import Sequence
 
+from experiments.errors import one_line_errors
 from prefchat_jax.cli.console import output
 from prefchat_jax.cli.ranked import retrieval_table
 from prefchat_jax.datasets.records import read_records
@@ -60,23 +61,21 @@ def run(train: Sequence[Example], rows: Sequence[Example]) -> list[Retrieval]:
     return [*bm25_systems(made, train), *tfidf_systems(made, train)]
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--train", nargs="+", default=[], help="JSONL files")
     parser.add_argument("--data", nargs="+", required=True, help="JSONL files")
     parser.add_argument("--hold_out", help="split --data by this field")
     args = parser.parse_args(argv)
-    try:
-        if args.hold_out and (args.train or len(args.data) > 1):
-            raise UserError("--hold_out splits one --data file, without --train.")
-        if args.hold_out:
-            train, rows = split_by(args.data[0], args.hold_out)
-        else:
-            train = read_records(args.train).examples if args.train else []
-            rows = read_records(args.data).examples
-        systems = run(train, rows)
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+    if args.hold_out and (args.train or len(args.data) > 1):
+        raise UserError("--hold_out splits one --data file, without --train.")
+    if args.hold_out:
+        train, rows = split_by(args.data[0], args.hold_out)
+    else:
+        train = read_records(args.train).examples if args.train else []
+        rows = read_records(args.data).examples
+    systems = run(train, rows)
     count = len(systems[0].rows.mrr)
     title = f"the true reply among 100, {count:,} contexts, 95 % intervals"
     output().print(retrieval_table(title, systems))

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from experiments.errors import one_line_errors
 from prefchat_jax import Chat, ChatSettings, Reply
 from prefchat_jax.chat.cleanup import clean
 from prefchat_jax.chat.config import RelevanceWeights
@@ -104,6 +105,7 @@ def run(weights: str, rows: Sequence[Example]) -> dict[str, float]:
     return found
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a line for each stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from experiments.errors import one_line_errors
 from experiments.follow_ups import answer
 from prefchat_jax import Chat, indexing
 from prefchat_jax.chat.reply import Reply
@@ -248,6 +249,7 @@ def run(args: argparse.Namespace, **changes: Any) -> list[dict[str, Any]]:
     return rows
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a line for each system."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

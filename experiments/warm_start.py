@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from experiments.errors import one_line_errors
 from prefchat_jax.cli.console import table
 from prefchat_jax.datasets.labels import Buckets
 from prefchat_jax.datasets.records import read_records
@@ -100,6 +101,7 @@ def first_as_low(history: list[Metrics], loss: float) -> int | None:
 
 def run(weights: str, data: str, val: str, seeds: int) -> list[dict[str, Any]]:
     """The figures of every variant, a row each."""
+    RunDirectory.open(weights)  # Before the variant that needs none has trained.
     found: dict[str, list[list[Metrics]]] = {}
     rows = []
     for name, changes in variants(weights).items():
@@ -129,6 +131,7 @@ def run(weights: str, data: str, val: str, seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("weights", "data", "val"):

@@ -183,9 +183,10 @@ def _calibration_rows(
     paths = corpus_paths(config.data, config.data_manifest)
     records, written = read_records(paths), source.config()
     rows = records.examples
-    if records.fingerprint == written["data_fingerprint"]:
-        names = ("num_buckets", "seed", "val_split", "split_mode")
-        settings = {name: written["finetune"][name] for name in names}
+    # That of a run with rows of --val goes on with theirs.
+    if written["data_fingerprint"].startswith(records.fingerprint):
+        names = ("num_buckets", "seed", "data_seed", "val", "val_split", "split_mode")
+        settings = {name: written["finetune"].get(name) for name in names}
         rows = validation_rows(FinetuneConfig(output="", **settings), records)
     asked = {prompt_key(Example(pair.context, "")) for pair in pairs}
     kept = [row for row in rows if row.response and prompt_key(row) not in asked]

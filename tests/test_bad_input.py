@@ -100,7 +100,7 @@ def _damage_checkpoint(run):
     for path in (run / "checkpoints" / str(step)).rglob("*"):
         if path.is_file() and path.stat().st_size > 200:
             path.write_bytes(path.read_bytes()[:50])
-    return r"\d cannot be loaded: the checkpoint is damaged, or of another shape\."
+    return r"\d cannot be loaded: the checkpoint is damaged, or of another shape or v"
 
 
 def _damage_missing_step(run):

@@ -41,6 +41,21 @@ def test_curves_have_bands_where_they_have_intervals():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "loss")
 
 
+@pytest.mark.parametrize("accuracy", [[0.9, 0.99, 1.0], [1.0, 1.0], [0.0, 0.02]])
+def test_an_axis_of_shares_ends_where_shares_do(accuracy):
+    x, share = np.arange(len(accuracy)), np.array(accuracy)
+    axes = charts.new_figure().subplots()
+    charts.lines(axes, {"a": (x, share, share - 0.2, share + 0.2)}, "epoch", "share")
+    charts.end_shares(axes, "y")
+    low, high = axes.get_ylim()
+    assert 0 <= low <= share.min() and share.max() <= high <= 1 and low < high
+    assert not any(line.get_clip_on() for line in axes.lines)
+    assert axes.get_xlim()[0] < 0  # The other axis is as it was.
+    charts.leaderboard(axes, ["a"] * len(x), share, share - 1, share + 1, "share")
+    charts.end_shares(axes, "x")
+    assert axes.get_xlim() == (0, 1)
+
+
 def test_a_power_is_fitted_on_logarithmic_axes(rng):
     x = np.array([10, 100, 1000, 10_000])
     y = 3 * x**0.7

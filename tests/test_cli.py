@@ -18,7 +18,7 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_scorer
-from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.config import OF_PREFERENCE_LOSS, FinetuneConfig
 
 SEED_FINETUNE = (
     "--data corpus.jsonl --weights RUN_OR_FILE --model_size large --train_all "
@@ -87,6 +87,20 @@ def test_hyphens_are_underscores():
     assert config.pref_group_size == 7 and config.train_all
 
 
+def test_no_file_of_rows_replaces_another(tmp_path):
+    twice = ["--output", "o", "--data", "a.jsonl", "--data=b.jsonl"]
+    with pytest.raises(UserError, match=r"a\.jsonl and --data b\.jsonl: give .*manif"):
+        _parse(FinetuneConfig, twice)
+    twice = ["--output", "o", "--preferences", "a", "--preferences", "b"]
+    with pytest.raises(UserError, match="--preferences b: give it once"):
+        _parse(FinetuneConfig, twice)
+    # What else is given twice is overridden, and so is a file of --config.
+    (tmp_path / "c.yaml").write_text("data: a\noutput: o\nepochs: 1\n")
+    argv = ["--config", str(tmp_path / "c.yaml"), "--data", "b"]
+    config = _parse(FinetuneConfig, [*argv, "--epochs", "2", "--epochs", "3"])
+    assert (config.data, config.epochs) == ("b", 3)
+
+
 def test_a_yaml_file_is_overridden_by_flags(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("data: a\noutput: b\nepochs: 3\ntrain-all: true\nmeta: null\n")
@@ -94,7 +108,7 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
     assert (config.data, config.epochs, config.train_all) == ("a", 5, True)
     assert not _parse(FinetuneConfig, [f"--config={path}", "--no_train_all"]).train_all
     path.write_text("epoch: 3\n")
-    with pytest.raises(UserError, match=r"run\.yaml: no flag 'epoch'"):
+    with pytest.raises(UserError, match=r"run\.yaml:1: no flag 'epoch'"):
         _parse(FinetuneConfig, ["--config", str(path)])
 
 
@@ -106,10 +120,15 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
         ("", ["--pref-beta", "ten"], "--pref_beta ten: give a number."),
         ("", ["--pref_noise", "no"], "--pref_noise no: use one of none, confidence"),
         ("", ["--epochs"], "--epochs needs a value."),
-        ("epochs: ten", [], "run.yaml: --epochs ten: give a whole number."),
-        ("epochs: 0", [], "run.yaml: --epochs 0: must be at least 1."),
+        ("epochs: ten", [], "run.yaml:1: --epochs ten: give a whole number."),
+        ("epochs: 0", [], "run.yaml:1: --epochs 0: must be at least 1."),
+        ("output: b\ntrain-all: maybe", [], "run.yaml:2: --train_all maybe: say --tr"),
+        ("resume: 1", [], "run.yaml:1: --resume 1: say --resume or --no_resume, in a "),
+        ('{"val": "a",\n "resume": "no"}', [], "run.yaml:2: --resume no: say --resume"),
+        ("lr: [0.1, 0.2]", [], "run.yaml:1: --lr 0.1 0.2: give one value."),
+        ("", ["--no_train_all", "x"], "--no_train_all x: say --train_all or --no_"),
         ("epochs: 0", ["--epochs", "x"], "--epochs x: give a whole number."),
-        ("meta: ''", [], "run.yaml: --meta is empty"),
+        ("meta: ''", [], "run.yaml:1: --meta is empty"),
     ],
 )
 def test_a_value_that_cannot_be_read(text, argv, message, tmp_path, monkeypatch):
@@ -252,6 +271,11 @@ def test_preference_flags_that_would_be_ignored_are_errors():
         ({"pref_noise": "re_po", "pref_noise_rate": 0.6}, "pref_noise_rate 0.6"),
         ({"adaptive_pref_weighting": True, "pref_noise": "re_po"}, "give one"),
         ({"pref_noise": "re_po", "pref_weight": 0.0}, "needs --pref_weight"),
+        ({"pref_weight": 0.0, "pref_beta": 3.0}, "pref_beta 3.0 needs --pref_weight"),
+        (
+            {"pref_weight": 0.0, "approximate_negatives": True},
+            "--approximate_negatives needs --pref_weight above 0",
+        ),
         ({"pref_objective": "simpo", "pref_margin": math.inf}, "pref_margin inf"),
         (
             {
@@ -276,6 +300,13 @@ def test_preference_flags_that_would_be_ignored_are_errors():
     ):
         with pytest.raises(UserError, match=message):
             config(**wrong)
+    for name in OF_PREFERENCE_LOSS:
+        if name in CHANGES:
+            with pytest.raises(UserError, match=f"{name}|pref_noise"):
+                config(**{name: CHANGES[name], "pref_weight": 0.0})
+    # Epochs over pairs are compared by the loss, also where it has no weight.
+    pairs = {"preferences": "c", "weights": "d", "pref_objective": "dpo"}
+    assert config(pref_weight=0.0, **pairs).pref_objective == "dpo"
     assert config(adaptive_pref_weighting=True).noise() == "confidence"
     assert config(pref_noise="smoothing", pref_noise_rate=0.2).noise() == "smoothing"
 
@@ -414,13 +445,14 @@ def test_finetune_evaluate_and_chat_work_together(
     argv = ["finetune", "--data", str(corpus_path), "--output", output]
     argv += ["--meta", meta, "--epochs", "5", "--model_size", "base", "--device", "cpu"]
     argv += ["--warmup_steps", "999", "--pref_group_size", "9", "--lr", "0.02"]
-    argv += ["--approximate_negatives"]
+    argv += ["--approximate_negatives", "--num_buckets", "7"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "epoch  5" in out and "best epoch" in out and output in out
     assert re.search(r"--warmup_steps 999 cut to \d+: the run has \d+ steps", out)
     assert "--pref_group_size 9 cut to 3" in out
     assert "--approximate_negatives changes nothing: 4 buckets are too few" in out
+    assert "--num_buckets 7 changes nothing: the rows have 4 labels" in out
     assert "chat would refuse 0% of 4 answered validation rows" in out
     assert "so few rows say little" in out and "hardly anything" not in out
     assert json.loads((tmp_path / "meta.json").read_text())["labels"][0]["label"]
@@ -482,6 +514,7 @@ def test_a_run_may_come_first(
 ):
     """`prefchat chat RUN` is `prefchat chat --weights RUN`."""
     words = {"corpus": corpus_path, "folder": tmp_path}
+    (tmp_path / "m.npz").touch()  # Replaced both times.
     name, *rest = (word.format(**words) for word in command)
     said = []
     for run in ([str(own_run)], ["--weights", str(own_run)]):

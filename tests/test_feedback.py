@@ -63,7 +63,9 @@ def test_thumbs_become_pairs_that_can_be_judged(judged, tmp_path, capsys):
     path, figures = tmp_path / "prefs.jsonl", tmp_path / "figures.json"
     assert main(["feedback", "export", str(judged), "--output", str(path)]) == 0
     out = capsys.readouterr().out
-    assert f"3 preference pairs: {path}" in out and "note" not in out
+    assert f"3 preference pairs: {path}\n" in out and "note" not in out
+    assert main(["feedback", "export", str(judged), "--output", str(path)]) == 0
+    assert f"{path} (replaced)\n" in capsys.readouterr().out
     lines = {tuple(line.split("│")[1:4]) for line in out.splitlines() if "│" in line}
     shown = {tuple(cell.strip() for cell in line) for line in lines}
     assert shown == {("ann", "1", "1"), ("bob", "1", "0"), ("(unsigned)", "1", "0")}

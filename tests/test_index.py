@@ -149,6 +149,8 @@ def test_index_says_which_rows_hold_nothing(own_run, tmp_path, capsys):
     [
         (["--delete", "x"], "--delete"),
         (["--delete", "0"], "count from 1"),
+        (["--delete"], "--delete needs ids: --search WORDS lists them"),
+        (["--delete", "--stats"], "--delete needs ids"),
         (["--delete", "1", "999"], "no entry 999"),
         (["--delete", "99999999999999999999"], "no entry 99999999999999999999"),
         (["--delete", "999"], "--search WORDS lists"),

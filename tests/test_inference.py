@@ -408,12 +408,17 @@ def test_an_export_reads_back_as_orbax_has_it(format, own_run, tmp_path, capsys)
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_format_beats_an_ending_that_says_nothing(own_run, tmp_path):
+def test_format_beats_an_ending_that_says_nothing(
+    own_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.bin"
-    argv = ["export", str(own_run.path), "--output", str(path), "--format"]
+    argv = ["export", str(own_run.path), "--output", path.name, "--format"]
     assert main([*argv, "npz"]) == 0
     assert path.read_bytes()[:2] == b"PK"
+    assert capsys.readouterr().out.startswith("model.bin: ")
     assert main([*argv, "safetensors"]) == 0
+    assert capsys.readouterr().out.startswith("model.bin (replaced): ")
     assert "classifier.encoder.table" in safetensors.numpy.load_file(path)
 
 

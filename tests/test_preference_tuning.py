@@ -10,10 +10,11 @@ import pytest
 from board import board_points, logged_points
 from conftest import FILLINGS, QUESTIONS, one_line, quick
 
+from prefchat_jax import preference_tuning
 from prefchat_jax.chat.session import Chat
 from prefchat_jax.cli.main import main
 from prefchat_jax.errors import UserError
-from prefchat_jax.finetune import finetune
+from prefchat_jax.finetune import Silent, finetune
 from prefchat_jax.indexing import delete, index, open_store
 from prefchat_jax.inference import Inference
 from prefchat_jax.preference_tuning import tune_preferences
@@ -229,6 +230,22 @@ def test_confidence_is_measured_on_rows_that_nothing_learned_from(
         old = RunDirectory.open(two_replies).config()
         assert told["confidence"] != old["confidence"]
         assert told["temperature"] == old["temperature"]
+
+
+@pytest.mark.parametrize("changes", [{"data_seed": 5}, {"val": "val.jsonl"}])
+def test_the_split_of_the_run_is_found_again(
+    changes, corpus_path, tmp_path, monkeypatch
+):
+    """With a seed of its own, and where other rows validate: none that trained."""
+    monkeypatch.chdir(tmp_path)
+    lines = corpus_path.read_text().splitlines(keepends=True)
+    (tmp_path / "val.jsonl").write_text("".join(lines[::5]).replace("where", "whither"))
+    settings = {"epochs": 1, "scorer_epochs": 0} | changes
+    made = finetune(quick(corpus_path, tmp_path / "run", **settings))
+    config = _config(tmp_path / "run", "-", tmp_path / "t", data=str(corpus_path))
+    rows = preference_tuning._calibration_rows(config, made.run, [], Silent())
+    assert rows == made.corpus.val_rows and rows
+    assert not set(rows) & set(made.corpus.train_rows)
 
 
 # --- what is wrong

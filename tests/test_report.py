@@ -143,7 +143,19 @@ def drawn(monkeypatch):
     return found
 
 
-def test_a_page_of_one_run_says_what_its_files_say(own_run, capsys, drawn):
+@pytest.fixture
+def ended(monkeypatch):
+    """The labels of the axes that end where shares do."""
+    found = []
+
+    def keep(axes, which):
+        found.append(getattr(axes, f"get_{which}label")())
+
+    monkeypatch.setattr(charts, "end_shares", keep)
+    return found
+
+
+def test_a_page_of_one_run_says_what_its_files_say(own_run, capsys, drawn, ended):
     report(own_run)
     page = read_page(own_run / "report.html")
     epochs = logged(own_run)
@@ -157,6 +169,7 @@ def test_a_page_of_one_run_says_what_its_files_say(own_run, capsys, drawn):
     assert figures["training rows"] == str(config["train_rows"])
     printed = capsys.readouterr().out
     assert f"{best['eval_accuracy']:.4f}" in printed and "report.html" in printed
+    assert sorted(ended) == sorted(y for y, _ in drawn if y.startswith("share"))
     curves = next(found for label, found in drawn if label == "mean, nats")
     for side, metric in (("training", "loss/ce"), ("validation", "eval_loss")):
         x, y, _, _ = curves[side]
@@ -169,10 +182,12 @@ def test_a_page_of_one_run_says_what_its_files_say(own_run, capsys, drawn):
     assert {"Data", "Parameters"} <= set(page.headings)
 
 
-def test_the_same_run_has_the_same_page(own_run):
+def test_the_same_run_has_the_same_page(own_run, capsys):
     report(own_run)
     before = (own_run / "report.html").read_bytes()
+    assert "report.html\n" in capsys.readouterr().out
     report(own_run)
+    assert "report.html (replaced)\n" in capsys.readouterr().out
     assert (own_run / "report.html").read_bytes() == before
 
 
@@ -252,7 +267,7 @@ def _leaderboard(rows):
     return found
 
 
-def test_a_page_of_a_sweep_is_a_leaderboard_with_intervals(swept, capsys, drawn):
+def test_a_page_of_a_sweep_is_a_leaderboard_with_intervals(swept, capsys, drawn, ended):
     report(swept)
     with (swept / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -268,6 +283,8 @@ def test_a_page_of_a_sweep_is_a_leaderboard_with_intervals(swept, capsys, drawn)
     assert page.tables[-1][1][-2:] == ["9", "loss is nan at step 3"]
     out = capsys.readouterr().out
     assert body[0][2].split()[0] in out and "best of 6 settings" in out
+    assert "mean +- half of its 95 % interval" in out
+    assert ended == ["validation accuracy"] * 2
     # Accuracy by the one numeric axis, a line for each objective.
     ((label, curves),) = drawn
     assert label == "validation accuracy" and set(curves) == {"sigmoid", "ipo"}

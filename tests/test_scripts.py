@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from benchmarks import retrieval as retrieval_benchmark
 from benchmarks import serving as serving_benchmark
 from experiments import (
     cleaning,
+    follow_ups,
+    intents,
     preferences,
+    retrieval,
     stages,
     thumbs,
     warm_start,
@@ -24,6 +28,30 @@ from experiments import (
 from prefchat_jax.building.filters import Limits, exchange_of, objection
 from prefchat_jax.datasets.records import read_pairs, read_records
 from prefchat_jax.errors import UserError
+
+NO, ROWS = "nowhere", "{rows}"
+WRONG_PATHS = [
+    (cleaning, ["--data", NO, "--val", NO]),
+    (follow_ups, ["--weights", NO, "--data", ROWS]),
+    (intents, ["--folder", NO]),
+    (preferences, ["--data", NO]),
+    (retrieval, ["--data", NO]),
+    (stages, ["--weights", NO, "--data", NO]),
+    (stages, ["--weights", NO, "--data", ROWS]),
+    (thumbs, ["--data", NO, "--val", ROWS]),
+    (thumbs, ["--data", ROWS, "--val", NO]),
+    (warm_start, ["--weights", NO, "--data", ROWS, "--val", ROWS]),
+]
+
+
+@pytest.mark.parametrize(("experiment", "argv"), WRONG_PATHS)
+def test_a_wrong_path_is_one_line(experiment, argv, corpus_path, capsys):
+    argv = [word.format(rows=corpus_path) for word in argv]
+    with pytest.raises(SystemExit) as stop:
+        experiment.main(argv)
+    told = capsys.readouterr()
+    assert stop.value.code == 2 and not told.out
+    assert re.fullmatch(r"error: .*nowhere.*\n", told.err)
 
 
 def test_a_warm_start_is_compared_with_none(run, corpus_path, monkeypatch):

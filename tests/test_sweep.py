@@ -124,6 +124,16 @@ def test_every_float_of_a_recipe_sweeps_in_one_program(corpus_path, tmp_path):
     assert programs and all("program 1 of 1" in text for text in programs)
 
 
+def test_no_weight_is_one_setting_whatever_its_loss_were(corpus_path, tmp_path):
+    grid = ("pref_weight=0,1", "pref_beta=1,3", "pref_noise=none,re_po")
+    config = sweeping(corpus_path, tmp_path / "s", grid=grid, seeds=2)
+    told = [(c.pref_weight, c.pref_beta, c.pref_noise, c.seed) for c in config.runs()]
+    assert told[:2] == [(0.0, None, "none", 0), (0.0, None, "none", 1)]
+    assert len(told) == 2 * (1 + 2 * 2)
+    with pytest.raises(UserError, match="--pref_beta 1.0 needs --pref_weight"):
+        list(dataclasses.replace(config, grid=grid[1:], pref_weight=0.0).runs())
+
+
 def test_what_is_no_number_is_another_program(corpus_path, tmp_path):
     told = Told()
     config = dataclasses.replace(
@@ -263,7 +273,8 @@ WRONG = {
     "gce_q=0.5,2": "at gce_q=2.0: --gce_q 2: must be in",
     "seed=1,2": "use --seeds",
     "val_split=0.1": "share one corpus",
-    "scorer_lr=0.1": "no such setting",
+    "scorer_lr=0.1": "--grid scorer_lr=0.1: a sweep trains no response scorer",
+    "device=cpu": "no such setting",
     "lr=0.1 lr=0.2": "lr varies already",
 }
 
@@ -283,9 +294,15 @@ def test_a_wrong_grid_is_one_line(grid, corpus_path, tmp_path, capsys):
         (["--runs_at_once", "0"], "--runs_at_once 0: must be at least 1"),
         (["--objectives", "dpoo"], "--pref_objective dpoo"),
         (["--groups", "mean"], "--groups mean: use one of pairwise_mean"),
-        (["--meta", "m.json"], "--meta: a sweep"),
-        (["--resume"], "--resume: a sweep"),
-        (["--scorer_epochs", "2"], "--scorer_epochs: a sweep"),
+        (["--meta", "m.json"], "--meta: a sweep writes its figures to results.csv"),
+        (["--resume"], "--resume: a sweep goes on by itself"),
+        (["--profile"], "--profile: a sweep traces nothing"),
+        (["--report_to", "tensorboard"], "--report_to: a sweep logs no epochs"),
+        (["--preferences", "p"], "--preferences: a sweep compares classifiers"),
+        (["--length_control", "matched"], "--length_control: a sweep compares"),
+        (["--weights_meta", "m"], "--weights_meta: a sweep starts from a run"),
+        (["--max_candidates_per_bucket", "2"], "a sweep keeps no run to chat with"),
+        (["--scorer_epochs", "2"], "--scorer_epochs: a sweep trains no response sco"),
         (["--val_split", "0"], "--val_split 0 leaves nothing to judge"),
         (["--val", "nope.jsonl"], "nope.jsonl"),
         (["--lr", "0"], "--lr 0: must be"),
@@ -314,7 +331,8 @@ def test_the_command_prints_a_table_and_writes_every_setting(
     argv += ["--model_size", "base", "--val_split", "0.2", "--batch_size", "8"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "4 runs in" in out and "+-" in out and "program 1 of 1: 4 runs" in out
+    assert "mean +- standard deviation over seeds" in " ".join(out.split())
+    assert "4 runs in" in out and "program 1 of 1: 4 runs" in out
     assert out.index("0.03") < out.index("0.0001 ")  # The better one first.
     with (tmp_path / "s" / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -242,6 +242,7 @@ def test_commands_change_the_conversation(chat):
         "/help me",
         "/quit now",
         "/nonsense",
+        "/stlye concise",
     ],
 )
 def test_a_wrong_argument_is_one_line_and_the_chat_goes_on(line, chat):
@@ -249,6 +250,31 @@ def test_a_wrong_argument_is_one_line_and_the_chat_goes_on(line, chat):
     after, made = _talk(chat, line, "where is my parcel")
     assert len(after.splitlines()) == len(before.splitlines()) + 1
     assert len(made.exchanges) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("/stlye concise", "/style"),
+        ("/hepl", "/help"),
+        ("/tpo 3", "/top"),
+        ("/Quit", "/quit"),
+        ("/mem search parcel", "/memory"),
+    ],
+)
+def test_a_mistyped_command_is_no_question(line, meant, chat, capsys):
+    line_of_error = f"no command {line.split()[0]}, did you mean {meant}?"
+    out, made = _talk(chat, line)
+    assert line_of_error in out and not made.exchanges
+    assert _piped(chat, f"{line}\n") == ""
+    assert capsys.readouterr().err == f"{line_of_error}\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["/etc is full", "/ or not", "/me waves", "quit", "style"]
+)
+def test_other_lines_of_a_pipe_are_messages(line, chat):
+    assert _piped(chat, f"{line}\n") != ""
 
 
 def test_ctrl_c_leaves_the_line_and_ctrl_d_the_chat(chat):

@@ -4,6 +4,7 @@ Each is one row of `COMMANDS` and one function of a conversation and an argument
 which returns what to show. What is wrong with an argument is a `UserError`.
 """
 
+import difflib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from prefchat_jax.errors import UserError
 
 _SHOWN = 20  # Turns that /memory lists.
 _MOST = 10  # Candidates that /top can show.
+_NEAR = 0.75  # Likeness of /top and /tpo; /etc and /exit have 0.67.
 
 Shown = str | Explanation
 
@@ -34,8 +36,12 @@ class Command(NamedTuple):
 
 
 def is_command(line: str) -> bool:
-    """Whether a line names a command; other lines with a slash may be messages."""
-    return line.split(" ", 1)[0] in COMMANDS
+    """Whether a line names a command, or misspells one.
+
+    Other lines with a slash may be messages: `/etc is full`.
+    """
+    name = line.split(" ", 1)[0]
+    return name in COMMANDS or _meant(name) is not None
 
 
 def run_command(conversation: Conversation, line: str) -> Shown:
@@ -47,6 +53,8 @@ def run_command(conversation: Conversation, line: str) -> Shown:
     """
     name, _, argument = line.partition(" ")
     if name not in COMMANDS:
+        if meant := _meant(name):
+            raise UserError(f"no command {name}, did you mean {meant}?")
         raise UserError(f"no command {name}: use {' '.join(COMMANDS)}.")
     return COMMANDS[name].run(conversation, argument.strip())
 
@@ -59,6 +67,14 @@ def complete(line: str) -> list[str]:
     if name not in COMMANDS or " " in argument:
         return []
     return [word for word in COMMANDS[name].words() if word.startswith(argument)]
+
+
+def _meant(name: str) -> str | None:
+    """The command that a word begins, or is nearly; None where it may be none."""
+    if len(name) > 3 and (begun := complete(name)):
+        return begun[0]
+    lower = name.lower() if name.startswith("/") else ""
+    return next(iter(difflib.get_close_matches(lower, COMMANDS, 1, _NEAR)), None)
 
 
 def _help(conversation: Conversation, argument: str) -> str:

@@ -19,7 +19,7 @@ class ExportFlags:
     weights: str
     """Run directory of `prefchat finetune`; may come first, without its flag."""
     output: str
-    """File to write."""
+    """File to write; one that is there is replaced."""
     format: ExportFormat | None = None
     """What to write [by the ending of --output]."""
 
@@ -41,7 +41,9 @@ class ExportFlags:
 def main(argv: Sequence[str]) -> None:
     """Writes the file and says what is in it."""
     given = flags.parse(ExportFlags, "export", argv, first="weights")
+    replaced = " (replaced)" * pathlib.Path(given.output).exists()
     tensors, numbers = export(given.weights, given.output, given.file_format())
     output().print(
-        f"{given.output}: {tensors} tensors, {numbers:,} numbers", highlight=False
+        f"{given.output}{replaced}: {tensors} tensors, {numbers:,} numbers",
+        highlight=False,
     )

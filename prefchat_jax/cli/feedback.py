@@ -34,7 +34,8 @@ class ExportFlags:
     weights: str
     """Run directory that was served; may come first, without its flag."""
     output: str
-    """JSONL file to write: prompt, chosen, rejected, annotator."""
+    """JSONL file of prompt, chosen, rejected, annotator; one that is there is
+    replaced."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def _export(argv: Sequence[str]) -> None:
     run = RunDirectory.open(given.weights)
     check_outputs({"output": given.output}, reads=[run.feedback], run=run.path)
     verdicts, notice = _read(run)
+    note = " (replaced)" * os.path.exists(given.output)
     write_pairs(given.output, verdicts.pairs)
     console = output()
     users = lambda pairs: collections.Counter(p.annotator or _UNSIGNED for p in pairs)
@@ -69,7 +71,7 @@ def _export(argv: Sequence[str]) -> None:
     title = f"feedback on {given.weights}"
     console.print(table(title, ["user", "pairs", "judged again"], rows))
     lines = [f"note: {notice}"] * bool(notice)
-    lines.append(f"{len(verdicts.pairs):,} preference pairs: {given.output}")
+    lines.append(f"{len(verdicts.pairs):,} preference pairs: {given.output}{note}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 

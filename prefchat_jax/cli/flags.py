@@ -53,6 +53,7 @@ def parse(
             raise UserError(f"{argv[0]} and --{first}: both name it: give one.")
         argv = [f"--{first}", *argv]
     path, from_file, argv = _config_flags(config, list(argv))
+    _check_files(config, argv)
     try:
         made = _parse(config, f"{program} {command}", [*from_file, *argv])
         _check_texts(made)
@@ -179,10 +180,16 @@ def _wrong_value(config: type, argv: Sequence[str]) -> str:
     """The first value that does not suit its flag, and what would."""
     hints = get_type_hints(config)
     for name, values in _given(argv):
-        kinds = _kinds(hints.get(name))
+        hint = hints.get(name) or hints.get(name.removeprefix("no_"))
+        kinds, all_of_them = _kinds(hint), f"--{name} {' '.join(values)}"
+        if kinds == [bool] and values:
+            yes = name.removeprefix("no_")
+            return f"{all_of_them}: say --{yes} or --no_{yes}, in a file true or false."
         for value in values:
             if not any(_suits(kind, value) for kind in kinds):
                 return f"--{name} {value}: {_wanted(kinds)}."
+        if len(values) > 1 and hint and not _is_listed(hint):
+            return f"{all_of_them}: give one value."
     return ""
 
 
@@ -206,6 +213,11 @@ def _kinds(hint: Any) -> list[Any]:
     return [kind for arg in inner for kind in _kinds(arg)]
 
 
+def _is_listed(hint: Any) -> bool:
+    """Whether a flag takes several values at once."""
+    return tuple in (get_origin(hint), *map(get_origin, get_args(hint)))
+
+
 def _suits(kind: Any, value: str) -> bool:
     if get_origin(kind) is Literal:
         return value in (*get_args(kind), "None")
@@ -222,6 +234,21 @@ def _wanted(kinds: Sequence[Any]) -> str:
     if get_origin(kinds[0]) is Literal:
         return f"use one of {', '.join(map(str, get_args(kinds[0])))}"
     return "give a whole number" if kinds[0] is int else "give a number"
+
+
+def _check_files(config: type, argv: Sequence[str]) -> None:
+    """Raises `UserError` where a second file would silently replace the first.
+
+    Of other flags the last value holds, as everywhere; of corpora none may be lost.
+    """
+    for flag in ("data", "preferences"):
+        files = [" ".join(values) for name, values in _given(argv) if name == flag]
+        if len(files) > 1 and flag not in _repeated(config):
+            listed = flag == "data" and hasattr(config, "data_manifest")
+            raise UserError(
+                f"--{flag} {files[0]} and --{flag} {files[1]}: give it once"
+                + (", or list the files in a --data_manifest." if listed else ".")
+            )
 
 
 def _check_texts(made: Any) -> None:
@@ -242,8 +269,17 @@ def _place(
     about = re.match(r"--(?:no_)?(\w+)", message)
     names = [{name for name, _ in _given(args)} for args in (from_file, argv)]
     if path and about and about[1] in names[0] and about[1] not in names[1]:
-        return f"{path}: {message}"
+        return f"{_line(path, about[1])}: {message}"
     return message
+
+
+def _line(path: pathlib.Path, flag: str) -> str:
+    """`file:line` of a flag in a file of flags, or the file where it stands nowhere."""
+    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+        keys = re.findall(r"""(?:^|[{,])\s*["']?([\w-]+)["']?\s*:""", text)
+        if flag in (key.replace("-", "_") for key in keys):
+            return f"{path}:{number}"
+    return str(path)
 
 
 def _config_flags(
@@ -277,7 +313,8 @@ def _read_flags(config: type, path: pathlib.Path) -> list[str]:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise UserError(f"{path}: no flag {key!r}: see the command's --help.")
+            where = _line(path, name)
+            raise UserError(f"{where}: no flag {key!r}: see the command's --help.")
         several = value if name in repeated and isinstance(value, list) else [value]
         for one in several:
             flags += _flag(name, one)

@@ -28,7 +28,7 @@ class IndexFlags:
     """Database of replies of the PyTorch reference, instead of --data or beside it."""
     llm_db: str | None = None
     """Database to change or build [the run's own]."""
-    delete: tuple[int, ...] = ()
+    delete: tuple[int, ...] | None = None
     """Entries to remove, by the ids that --search lists."""
     delete_response: str | None = None
     """Remove all entries that give exactly this reply."""
@@ -40,7 +40,9 @@ class IndexFlags:
     """List the 20 entries that these words find best: id, question, reply."""
 
     def __post_init__(self):
-        if any(entry_id < 1 for entry_id in self.delete):
+        if self.delete == ():
+            raise UserError("--delete needs ids: --search WORDS lists them.")
+        if self.delete and min(self.delete) < 1:
             raise UserError(f"--delete {min(self.delete)}: ids count from 1.")
         if self.search is not None and not re.search(r"\w", self.search):
             raise UserError(f"--search {self.search!r}: give a word to look for.")
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 
     say = lambda text: output().out(text, highlight=False)
     run, where = given.weights, {"database": given.llm_db}
-    removes = bool(given.delete) or given.delete_response is not None
+    removes = given.delete is not None or given.delete_response is not None
     paths, examples = [], []
     if given.data or given.data_manifest:
         paths = corpus_paths(given.data, given.data_manifest)
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     if removes:
         replies = [] if given.delete_response is None else [given.delete_response]
         removed, total = indexing.delete(
-            run, ids=given.delete, responses=replies, **where
+            run, ids=given.delete or (), responses=replies, **where
         )
         say(f"{removed} entries removed, {total} answers stored")
     if paths or examples:

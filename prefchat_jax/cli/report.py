@@ -29,7 +29,7 @@ class ReportFlags:
     runs: tuple[str, ...] = ()
     """Run directories and folders of sweeps; may come first, without the flag."""
     output: str | None = None
-    """HTML file to write [report.html in the first of them]."""
+    """HTML file to write [report.html in the first of them]; an old one is replaced."""
 
     def __post_init__(self):
         if not self.runs:
@@ -51,13 +51,16 @@ def main(argv: Sequence[str]) -> None:
         else:
             runs.append(_read_run(path, name))
     body = list(run_sections(runs)) + (list(sweep_sections(rows)) if rows else [])
-    page = given.output or pathlib.Path(given.runs[0]) / "report.html"
+    page = pathlib.Path(given.output or pathlib.Path(given.runs[0], "report.html"))
+    replaced = " (replaced)" * page.exists()
     with write_aside(page) as aside:
         text = document(f"Report on {', '.join(names)}", body)
         aside.write_text(text, encoding="utf-8")
     console = output()
     _show(runs, rows, console)
-    console.print(f"page: {page}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"page: {page}{replaced}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def _check_differ(paths: Sequence[str]) -> None:
@@ -118,6 +121,6 @@ def _show(runs: Sequence[Told], rows: Sequence[Row], console: Console) -> None:
         ]
         columns = [*names, *(SHOWN[name] for name in _PRINTED), "runs", "diverged"]
         title = (
-            f"the best of {len(ranked):,} settings: mean +- 95 % interval over seeds"
+            f"the best of {len(ranked):,} settings: mean +- half of its 95 % interval"
         )
         console.print(table(title, columns, cells, text_columns=len(names)))

@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> None:
     with TrainingProgress(console, epochs=False) as progress:
         result = sweep(config, progress)
     columns, rows = summary(result.rows, list(config.axes()))
-    title = f"{config.data or config.data_manifest}: mean +- deviation over seeds"
+    title = (
+        f"{config.data or config.data_manifest}: mean +- standard deviation over seeds"
+    )
     console.print(
         table(title, columns, rows, text_columns=len(columns) - len(SHOWN) - 2)
     )
@@ -48,10 +50,10 @@ def main(argv: Sequence[str]) -> None:
 def summary(
     rows: Sequence[dict[str, str]], names: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """One line for each setting: mean and deviation over the seeds that came through.
+    """One line for each setting: mean and standard deviation over seeds.
 
     Args:
-      rows: of runs, as in results.csv.
+      rows: of runs, as in results.csv; those that diverged are counted alone.
       names: what varies.
 
     Returns:
@@ -70,7 +72,7 @@ def summary(
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean and deviation of figures; of those that have none, nothing."""
+    """Mean and standard deviation of figures; of those that have none, nothing."""
     if not values:
         return ""
     if len(values) == 1:

@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -172,6 +172,17 @@ def label_axes(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def end_shares(axes: "Axes", which: Literal["x", "y"]) -> None:
+    """Lets an axis of shares reach neither below 0 nor above 1; call it last.
+
+    Margins and intervals go further; what lies on an end is drawn whole.
+    """
+    low, high = sorted(getattr(axes, f"get_{which}lim")())
+    axes.set(**{f"{which}lim": (max(low, 0.0), min(high, 1.0))})
+    for line in axes.lines:
+        line.set_clip_on(False)
 
 
 def legend(axes: "Axes", handles: Sequence[Any], names: Sequence[str]) -> None:

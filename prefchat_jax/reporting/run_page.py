@@ -108,6 +108,8 @@ def _curves(runs: Sequence[Told], panels: Sequence[_Panel]) -> str:
     grid = figure.subplots(lines, 2, squeeze=False).ravel()
     for axes, chart in zip(grid, charted, strict=False):
         charts.lines(axes, chart.curves, "epoch", chart.ylabel, chart.looks)
+        if chart.ylabel.startswith("share"):
+            charts.end_shares(axes, "y")
         axes.set_title(chart.title, loc="left", fontsize=10)
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(charted) :]:
@@ -174,7 +176,8 @@ def _calibration(runs: Sequence[Told]) -> Iterable[str]:
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     looks = [kind.index(run) for run in held]
     charts.lines(axes, curves, "confidence", "share of rows that are right", looks)
-    axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    charts.end_shares(axes, "y")
     yield picture(
         charts.svg(figure),
         "Accuracy of the buckets by confidence, in bins that hold validation rows. On "
@@ -206,7 +209,9 @@ def _trust(runs: Sequence[Told]) -> Iterable[str]:
         for number, source in enumerate(run.reliability):
             name = source if len(trusting) == 1 else f"{run.name}: {source}"
             curves[name] = _curve(run, f"reliability/{number}")
-    charts.lines(figure.subplots(), curves, "epoch", "share of labels that are right")
+    axes = figure.subplots()
+    charts.lines(axes, curves, "epoch", "share of labels that are right")
+    charts.end_shares(axes, "y")
     yield picture(charts.svg(figure), "What RE-PO thinks of each source, by epoch.")
 
 

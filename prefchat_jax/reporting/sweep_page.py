@@ -35,8 +35,9 @@ def sweep_sections(rows: Sequence[Row]) -> Iterable[str]:
     yield "<h2>Leaderboard</h2>"
     yield (
         f"<p>{len(rows):,} runs of {len(ranked):,} settings, the most accurate first: "
-        "means over seeds, with 95 % intervals by Student's t. Those say what other "
-        "seeds would come to; the chance of the validation rows is not in them.</p>"
+        "means over seeds, +- half of their 95 % intervals by Student's t. Those say "
+        "what other seeds would come to; the chance of the validation rows is not in "
+        "them.</p>"
     )
     yield _table(ranked, names)
     through = [one for one in ranked if one.figures("eval_accuracy")]
@@ -76,9 +77,9 @@ def _leaderboard(ranked: Sequence[Setting], names: Sequence[str], total: int) ->
     found = [mean_interval(one.figures("eval_accuracy")) for one in ranked]
     labels = [_label(one.values, names) for one in ranked]
     mean, low, high = np.array(found).T
-    charts.leaderboard(
-        figure.subplots(), labels, mean, low, high, "validation accuracy"
-    )
+    axes = figure.subplots()
+    charts.leaderboard(axes, labels, mean, low, high, "validation accuracy")
+    charts.end_shares(axes, "x")
     which = f"The best {len(ranked)} of {total}" if len(ranked) < total else "All"
     return picture(
         charts.svg(figure),
@@ -141,6 +142,8 @@ def _drawn(panels: "dict[str, dict[str, charts.Curve]]", name: str) -> Any:
         _scale(axes, [x for x, *_ in curves.values()])
         if len(panels) > 1:
             axes.set_title(charts.plain(title), loc="left", fontsize=10)
+    for axes in grid[: len(panels)]:
+        charts.end_shares(axes, "y")
     for axes in grid[len(panels) :]:
         axes.remove()
     return figure

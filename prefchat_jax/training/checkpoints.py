@@ -167,7 +167,8 @@ def _load(step: pathlib.Path, target: dict[str, Any]) -> dict[str, Any]:
         # every program would compile once more.
         return jax.device_put(jax.device_get(loaded))
     except Exception as error:  # Orbax and tensorstore raise many types.
-        what = "is damaged, or of another shape" if step.exists() else "is missing"
+        what = "is damaged, or of another shape or version of this package"
+        what = what if step.exists() else "is missing"
         raise UserError(
             f"{step} cannot be loaded: the checkpoint {what}. Train again."
         ) from error

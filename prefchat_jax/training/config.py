@@ -50,6 +50,23 @@ OF_PREFERENCES = (
     "early_stop_patience",
 )
 
+# Flags of the preference loss of buckets, which a weight of 0 leaves out.
+OF_PREFERENCE_LOSS = (
+    "pref_objective",
+    "pref_beta",
+    "pref_margin",
+    "pref_group_size",
+    "pref_group_estimator",
+    "pref_noise",
+    "pref_noise_rate",
+    "pref_warmup_epochs",
+    "adaptive_pref_weighting",
+    "hard_negative_ratio",
+    "false_negative_margin",
+    "sampling_correction",
+    "approximate_negatives",
+)
+
 
 def is_checkpoint(weights: str | None) -> bool:
     """Whether --weights is a file of PyTorch, which is imported, and not a run."""
@@ -231,6 +248,7 @@ class FinetuneConfig:
         self._check_cross_entropy()
         self._check_objective()
         self._check_noise()
+        self._check_weight()
         if self.weights_meta and not is_checkpoint(self.weights):
             raise UserError(
                 f"--weights_meta {self.weights_meta}: needs a .pth as --weights; a run "
@@ -344,12 +362,23 @@ class FinetuneConfig:
                 f"--adaptive_pref_weighting is --pref_noise confidence, and not "
                 f"{self.pref_noise}: give one of them."
             )
-        if self.noise() != "none" and self.pref_weight == 0:
-            raise UserError(f"--pref_noise {self.noise()} needs --pref_weight above 0.")
         if self.pref_noise_rate is not None and not catalogue.NOISE[self.noise()].rate:
             raise UserError(
                 "--pref_noise_rate needs --pref_noise smoothing, robust or re_po."
             )
+
+    def _check_weight(self) -> None:
+        """Raises `UserError` for flags of a loss that has no weight.
+
+        Epochs over --preferences are compared by that loss, also without a weight.
+        """
+        if self.pref_weight or self.preferences:
+            return
+        for name in OF_PREFERENCE_LOSS:
+            value = getattr(self, name)
+            if value != getattr(FinetuneConfig, name):
+                given = "" if value is True else f" {value}"
+                raise UserError(f"--{name}{given} needs --pref_weight above 0.")
 
     def _check_preferences(self) -> None:
         """Raises `UserError` for flags that would be ignored."""

@@ -46,6 +46,11 @@ def load_corpus(config: FinetuneConfig, progress: Progress) -> Corpus:
     labelled, train_rows, val_rows = split.labelled, split.train_rows, split.val_rows
     for notice in (*labelled.notices, *split.notices):
         progress.notice(notice)
+    if labelled.buckets.given and config.num_buckets != FinetuneConfig.num_buckets:
+        progress.notice(
+            f"--num_buckets {config.num_buckets} changes nothing: the rows have "
+            f"{len(labelled.buckets.labels)} labels"
+        )
     contexts = [row.context for row in train_rows]
     featurizer = _featurizer(config, features, train_rows)
     labels = split.train_labels

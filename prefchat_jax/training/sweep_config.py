@@ -8,7 +8,12 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from prefchat_jax.errors import UserError
-from prefchat_jax.training.config import FinetuneConfig, GroupName, is_checkpoint
+from prefchat_jax.training.config import (
+    OF_PREFERENCE_LOSS,
+    FinetuneConfig,
+    GroupName,
+    is_checkpoint,
+)
 
 # Runs of a sweep share one corpus, and leave figures: no scorer, no store.
 _OF_THE_CORPUS = {
@@ -23,27 +28,32 @@ _OF_THE_CORPUS = {
     "val_split",
     "learn_from_responses",
 }
+# Flags that a sweep cannot take, and what it does instead.
+_NO_SCORER = "trains no response scorer"
+_CLASSIFIERS = "compares classifiers; `prefchat finetune` tunes a scorer on pairs"
 _OF_A_DIRECTORY = {
-    "meta",
-    "weights_meta",
-    "resume",
-    "profile",
-    "report_to",
-    "preferences",
-    "length_control",
-    "max_candidates_per_bucket",
-    "scorer_epochs",
-    "scorer_width",
-    "scorer_batch_size",
-    "scorer_lr",
-    "scorer_group_estimator",
-    "scorer_hard_negatives",
+    "meta": "writes its figures to results.csv in --output",
+    "weights_meta": "starts from a run: `prefchat import_torch` makes one of a .pth",
+    "resume": "goes on by itself when the command is repeated",
+    "profile": "traces nothing; `prefchat finetune` traces one run",
+    "report_to": "logs no epochs; `prefchat report` draws its results.csv",
+    "preferences": _CLASSIFIERS,
+    "length_control": _CLASSIFIERS,
+    "max_candidates_per_bucket": "keeps no run to chat with",
+    "scorer_epochs": _NO_SCORER,
+    "scorer_width": _NO_SCORER,
+    "scorer_batch_size": _NO_SCORER,
+    "scorer_lr": _NO_SCORER,
+    "scorer_group_estimator": _NO_SCORER,
+    "scorer_hard_negatives": _NO_SCORER,
 }
+# Of runs that vary the weight of the preference loss: its settings where that is 0.
+_NO_PREFERENCE = {name: getattr(FinetuneConfig, name) for name in OF_PREFERENCE_LOSS}
 # What tells one run of a sweep from another, seeds included: the columns of its rows.
 RUN_FIELDS = tuple(
     field.name
     for field in dataclasses.fields(FinetuneConfig)
-    if field.name not in _OF_A_DIRECTORY | {"output", "device", "compile_cache"}
+    if field.name not in {*_OF_A_DIRECTORY, "output", "device", "compile_cache"}
 )
 
 
@@ -64,13 +74,10 @@ class SweepConfig(FinetuneConfig):
     """Runs that train together [as many as this device is fastest with]."""
 
     def __post_init__(self):
-        super().__post_init__()
-        for name in sorted(_OF_A_DIRECTORY):
+        for name, instead in _OF_A_DIRECTORY.items():
             if getattr(self, name) != getattr(FinetuneConfig, name):
-                raise UserError(
-                    f"--{name}: a sweep compares classifiers, goes on by itself, and "
-                    "keeps no run to chat with: drop it."
-                )
+                raise UserError(f"--{name}: a sweep {instead}: leave it out.")
+        super().__post_init__()
         if is_checkpoint(self.weights):
             raise UserError(
                 f"--weights {self.weights}: `prefchat import_torch` makes a run of it, "
@@ -108,18 +115,27 @@ class SweepConfig(FinetuneConfig):
     def runs(self) -> Iterator[FinetuneConfig]:
         """The settings of every run, seeds innermost.
 
+        Where `pref_weight` varies, its 0 is one setting: there the others of the
+        preference loss, which would change nothing, stay as they are by default.
+
         Raises:
           UserError: settings that do not go together.
         """
         names = [field.name for field in dataclasses.fields(FinetuneConfig)]
         plain = {name: getattr(self, name) for name in names}
         plain |= {"data_seed": self.corpus_seed(), "scorer_epochs": 0}
-        axes = self.axes()
+        axes, done = self.axes(), set()
         for values in itertools.product(*axes.values()):
             changes = dict(zip(axes, values, strict=True))
+            settings = plain | changes
+            if changes.get("pref_weight") == 0:
+                settings |= _NO_PREFERENCE
+            if (key := tuple(settings.values())) in done:
+                continue
+            done.add(key)
             for seed in range(self.seed, self.seed + self.seeds):
                 try:
-                    yield FinetuneConfig(**(plain | changes | {"seed": seed}))
+                    yield FinetuneConfig(**(settings | {"seed": seed}))
                 except UserError as error:
                     which = " ".join(f"{k}={v}" for k, v in changes.items())
                     raise UserError(f"--grid, at {which}: {error}") from None
@@ -141,6 +157,8 @@ def _axis(text: str) -> tuple[str, list[Any]]:
         raise UserError(f"--grid {text}: use --seeds.")
     if name in _OF_THE_CORPUS:
         raise UserError(f"--grid {text}: runs of a sweep share one corpus.")
+    if name in _OF_A_DIRECTORY:
+        raise UserError(f"--grid {text}: a sweep {_OF_A_DIRECTORY[name]}.")
     if name not in free:
         raise UserError(f"--grid {text}: no such setting: use one of {' '.join(free)}.")
     hint, values = get_type_hints(FinetuneConfig)[name], []
