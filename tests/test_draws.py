@@ -167,7 +167,8 @@ def test_without_scikit_learn_it_is_one_line(planted, monkeypatch):
 )
 def test_a_wrong_setting_is_one_line(experiment, flags, message, planted, capsys):
     with pytest.raises(SystemExit) as stop:
-        experiment.EXPERIMENT.main(["--data", str(planted), *flags])
+        data = [] if "--data" in flags else ["--data", str(planted)]
+        experiment.EXPERIMENT.main([*data, *flags])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error

@@ -147,7 +147,9 @@ def test_what_was_left_out_is_told(evaluate):
 def test_a_wrong_value_is_one_line(argv, message, run, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prefs.jsonl").write_text(json.dumps(pairs_for()[0]) + "\n")
-    base = ["--weights", str(run.run.path), "--preferences", "prefs.jsonl"]
+    base = ["--weights", str(run.run.path)]
+    if "--preferences" not in argv:
+        base += ["--preferences", "prefs.jsonl"]
     assert main(["evaluate", *base, *argv]) == 2
     assert message in one_line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["prefs.jsonl"]
