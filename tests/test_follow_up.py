@@ -59,7 +59,7 @@ def test_apostrophes_and_case_make_no_difference():
 
 def test_history_counts_where_it_was_learnt_or_needed():
     assert learnt_history(None) and learnt_history(0.5)
-    assert not learnt_history(0.0)
+    assert not learnt_history(0.0) and not learnt_history(1 / 7)
     assert counted("where is my bike", HISTORY, learnt=True) == HISTORY
     assert counted("where is my bike", HISTORY, learnt=False) == []
     assert counted("and the second one?", HISTORY, learnt=False) == HISTORY
