@@ -18,7 +18,8 @@ from prefchat_jax.errors import UserError
 from prefchat_jax.finetune import finetune
 from prefchat_jax.training import catalogue
 from prefchat_jax.training.checkpoints import load_scorer
-from prefchat_jax.training.config import OF_PREFERENCE_LOSS, FinetuneConfig
+from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.groups_of_flags import OF_PREFERENCE_LOSS
 
 SEED_FINETUNE = (
     "--data corpus.jsonl --weights RUN_OR_FILE --model_size large --train_all "

@@ -20,7 +20,8 @@ from prefchat_jax.inference import Inference
 from prefchat_jax.preference_tuning import tune_preferences
 from prefchat_jax.text.dialogue import Example, Turn
 from prefchat_jax.training.checkpoints import load_model, load_scorer
-from prefchat_jax.training.config import OF_PREFERENCES, FinetuneConfig
+from prefchat_jax.training.config import FinetuneConfig
+from prefchat_jax.training.groups_of_flags import OF_PREFERENCES
 from prefchat_jax.training.run_directory import RunDirectory
 
 # Another reply to each question; of the first two it is the better one.

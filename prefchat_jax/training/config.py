@@ -7,6 +7,7 @@ from typing import Literal
 
 from prefchat_jax.errors import UserError
 from prefchat_jax.training import catalogue
+from prefchat_jax.training.groups_of_flags import OF_PREFERENCE_LOSS, OF_PREFERENCES
 
 ModelSize = Literal["base", "large", "xlarge", "xxlarge"]
 ReportTo = Literal["none", "tensorboard"]
@@ -21,51 +22,6 @@ BRANCH_WIDTHS: dict[str, tuple[int, ...]] = {
     "xlarge": (768, 1536),
     "xxlarge": (1024, 2048, 3072),
 }
-
-# Flags that --preferences reads.
-OF_PREFERENCES = (
-    "preferences",
-    "data",
-    "data_manifest",
-    "output",
-    "meta",
-    "report_to",
-    "weights",
-    "device",
-    "compile_cache",
-    "compute_dtype",
-    "seed",
-    "val_split",
-    "pref_objective",
-    "pref_weight",
-    "pref_beta",
-    "pref_margin",
-    "pref_noise",
-    "pref_noise_rate",
-    "adaptive_pref_weighting",
-    "length_control",
-    "epochs",
-    "batch_size",
-    "scorer_lr",
-    "early_stop_patience",
-)
-
-# Flags of the preference loss of buckets, which a weight of 0 leaves out.
-OF_PREFERENCE_LOSS = (
-    "pref_objective",
-    "pref_beta",
-    "pref_margin",
-    "pref_group_size",
-    "pref_group_estimator",
-    "pref_noise",
-    "pref_noise_rate",
-    "pref_warmup_epochs",
-    "adaptive_pref_weighting",
-    "hard_negative_ratio",
-    "false_negative_margin",
-    "sampling_correction",
-    "approximate_negatives",
-)
 
 
 def is_checkpoint(weights: str | None) -> bool:

@@ -8,12 +8,8 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from prefchat_jax.errors import UserError
-from prefchat_jax.training.config import (
-    OF_PREFERENCE_LOSS,
-    FinetuneConfig,
-    GroupName,
-    is_checkpoint,
-)
+from prefchat_jax.training.config import FinetuneConfig, GroupName, is_checkpoint
+from prefchat_jax.training.groups_of_flags import OF_PREFERENCE_LOSS
 
 # Runs of a sweep share one corpus, and leave figures: no scorer, no store.
 _OF_THE_CORPUS = {
